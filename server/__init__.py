@@ -1,0 +1,1 @@
+"""Waybill: a multi-tenant inference server for prompt-learning adapters."""

@@ -1,0 +1,1 @@
+"""Tokens to logits to ids: the base model, its KV memory, attention and sampling."""

@@ -1,0 +1,1 @@
+"""Attention over two segments of blocks, one interface and its backends."""

@@ -1,0 +1,163 @@
+"""Every error a client can meet, with its HTTP status and stable code.
+
+    WaybillError
+    ├── InvalidRequest            400 invalid_request        a field is wrong; `param` names it
+    │   └── ContextTooLong        400 context_length_exceeded
+    ├── Unauthorized              401 invalid_api_key
+    ├── NotFound                  404 not_found
+    │   └── AdapterNotFound       404 adapter_not_found      also when it exists but is not yours
+    ├── DeadlineReached           408 timeout
+    ├── TooLarge                  413 payload_too_large
+    ├── UnsupportedMediaType      415 unsupported_media_type
+    ├── AdapterRejected           422 adapter_invalid        the files themselves are bad
+    │   └── AdapterIncompatible   422 adapter_incompatible   good files, wrong base model
+    ├── EngineFault               500 engine_error           this request only
+    └── Unavailable               503 (always with Retry-After)
+        ├── Overloaded            503 overloaded
+        ├── Draining              503 draining
+        └── EngineRestarting      503 engine_restarting
+
+Raised where they are known; turned into HTTP in one place, `server.api.errors`. Permanent failures are never 409, 429
+or 5xx: clients retry those.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import ClassVar
+
+
+class WaybillError(Exception):
+    """An error with a reason that a person can act on.
+
+    `param` names the request field at fault; `details` lists the findings when there are several; `retry_after` is in
+    seconds.
+    """
+
+    status: ClassVar[int] = 500
+    code: ClassVar[str] = "internal_error"
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        param: str | None = None,
+        details: tuple[str, ...] = (),
+        retry_after: int | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.message = message
+        self.param = param
+        self.details = details
+        self.retry_after = retry_after
+
+
+class InvalidRequest(WaybillError):
+    """A field is missing, unknown, out of range, or contradicts another."""
+
+    status = 400
+    code = "invalid_request"
+
+
+class ContextTooLong(InvalidRequest):
+    """Prompt, virtual tokens and requested output do not fit the model's context together."""
+
+    code = "context_length_exceeded"
+
+
+class Unauthorized(WaybillError):
+    """No API key, or one that is not known."""
+
+    status = 401
+    code = "invalid_api_key"
+
+
+class NotFound(WaybillError):
+    """No such route or object."""
+
+    status = 404
+    code = "not_found"
+
+
+class AdapterNotFound(NotFound):
+    """No adapter of that name, version or digest that this tenant may see."""
+
+    code = "adapter_not_found"
+
+
+class DeadlineReached(WaybillError):
+    """The request's own `timeout_s` passed before the answer was ready."""
+
+    status = 408
+    code = "timeout"
+
+
+class TooLarge(WaybillError):
+    """The body is larger than the server takes."""
+
+    status = 413
+    code = "payload_too_large"
+
+
+class UnsupportedMediaType(WaybillError):
+    """The body is not of the content type that the route takes."""
+
+    status = 415
+    code = "unsupported_media_type"
+
+
+class AdapterRejected(WaybillError):
+    """The adapter's files are malformed, unsafe, inconsistent, or hold values no model can use."""
+
+    status = 422
+    code = "adapter_invalid"
+
+
+class AdapterIncompatible(AdapterRejected):
+    """The adapter is well-formed but was made for another base model."""
+
+    code = "adapter_incompatible"
+
+
+class EngineFault(WaybillError):
+    """The engine failed on this request; others go on."""
+
+    status = 500
+    code = "engine_error"
+
+
+class Unavailable(WaybillError):
+    """The server cannot take the request now; the same request may work later."""
+
+    status = 503
+    code = "unavailable"
+
+    def __init__(self, message: str, *, param: str | None = None, retry_after: int = 1) -> None:
+        super().__init__(message, param=param, retry_after=retry_after)
+
+
+class Overloaded(Unavailable):
+    """The queue is full."""
+
+    code = "overloaded"
+
+
+class Draining(Unavailable):
+    """The server is shutting down."""
+
+    code = "draining"
+
+
+class EngineRestarting(Unavailable):
+    """The engine process died and is being started again."""
+
+    code = "engine_restarting"
+
+
+def all_errors() -> Iterator[type[WaybillError]]:
+    """Yield every class of the tree, the root first."""
+    pending: list[type[WaybillError]] = [WaybillError]
+    while pending:
+        cls = pending.pop(0)
+        yield cls
+        pending += cls.__subclasses__()

@@ -1,0 +1,1 @@
+"""Adapter versions on disk: immutable, content-addressed, whole or absent."""
