@@ -54,11 +54,16 @@ class BaseModel:
 
 @dataclass(frozen=True, slots=True)
 class PrefixKey:
-    """Identity of a resident prefix: what was computed, never what it is called."""
+    """Identity of a resident prefix: what was computed, never what it is called.
+
+    `length` is the prefix's tokens: an adapter whose virtual tokens may stand at several places (before a prompt, or
+    inside a chat) has a prefix for each.
+    """
 
     base: str
     adapter: str
     task: int = 0
+    length: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -43,6 +43,10 @@ class EngineClient(Protocol):
         """Start the engine and wait until it is ready. Raises RuntimeError with its reason when it refuses."""
         ...
 
+    async def wait_ready(self, seconds: float) -> None:
+        """Return once the engine is ready. Raises EngineRestarting when it is not within `seconds`."""
+        ...
+
     async def close(self) -> None:
         """End the engine. Open sequences fail with EngineRestarting."""
         ...

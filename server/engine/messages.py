@@ -1,7 +1,7 @@
 """What crosses between the API process and the engine process: length-prefixed JSON of plain dataclasses.
 
-To the engine: `Submit`, `Abort`, `Check`, `Forget`. From it: `Hello` once, then a `StepReport` per step (one batched
-message) and a `CheckResult` per check. A frame is a 4-byte big-endian length and that many bytes of UTF-8 JSON:
+To the engine: `Configure` first, then `Submit`, `Abort`, `Check`, `Forget`. From it: `Hello` or `Refused` once, then a
+`StepReport` per step (one batched message) and a `CheckResult` per check. A frame is a 4-byte big-endian length and that many bytes of UTF-8 JSON:
 a tagged object.
 """
 
@@ -16,6 +16,8 @@ from typing import Any
 from server.core import (
     AdapterKind,
     AdapterSource,
+    BaseModel,
+    EngineConfig,
     FinishReason,
     PrefixKey,
     SamplingParams,
@@ -25,6 +27,13 @@ from server.core import (
 HEADER = struct.Struct(">I")
 MAX_FRAME = 256 * 1024 * 1024
 """Bytes. Far above any real message; a longer one means the stream is broken."""
+
+
+@dataclass(frozen=True, slots=True)
+class Configure:
+    """The engine's settings; the first message."""
+
+    config: EngineConfig
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +79,13 @@ class Hello:
     dtype: str
     device: str
     attention: str
+
+
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """The engine will not run with this model or these settings, and ends."""
+
+    reason: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,15 +143,15 @@ class CheckResult:
     message: str = ""
 
 
-ToEngine = Submit | Abort | Check | Forget
-FromEngine = Hello | StepReport | CheckResult
+ToEngine = Configure | Submit | Abort | Check | Forget
+FromEngine = Hello | Refused | StepReport | CheckResult
 Message = ToEngine | FromEngine
 
 _NESTED: dict[str, type] = {
     cls.__name__: cls
     for cls in (
-        Submit, Abort, Check, Forget, Hello, StepReport, CheckResult, Failure, Started, StepStats, TokenEvent,
-        SamplingParams, AdapterSource, PrefixKey,
+        Configure, Submit, Abort, Check, Forget, Hello, Refused, StepReport, CheckResult, Failure, Started, StepStats,
+        TokenEvent, SamplingParams, AdapterSource, PrefixKey, EngineConfig, BaseModel,
     )
 }  # fmt: skip
 _ENUMS: dict[tuple[str, str], type[StrEnum]] = {
