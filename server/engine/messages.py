@@ -1,8 +1,8 @@
 """What crosses between the API process and the engine process: length-prefixed JSON of plain dataclasses.
 
 To the engine: `Configure` first, then `Submit`, `Abort`, `Check`, `Forget`. From it: `Hello` or `Refused` once, then a
-`StepReport` per step (one batched message) and a `CheckResult` per check. A frame is a 4-byte big-endian length and that many bytes of UTF-8 JSON:
-a tagged object.
+`StepReport` per step (one batched message) and a `CheckResult` per check. A frame is a 4-byte big-endian length and
+that many bytes of UTF-8 JSON.
 """
 
 from __future__ import annotations
