@@ -1,0 +1,47 @@
+# The server with its base model and the public adapters, as one image.
+#
+#   docker build -t waybill .
+#   docker run -p 127.0.0.1:8000:8000 -v adapters_store:/var/lib/waybill waybill --create-first-key default
+#
+# PYTHON_IMAGE is any Debian-like image with Python 3.11 or newer; TORCH_INDEX is a package index to take torch from
+# (empty: the default one).
+ARG PYTHON_IMAGE=python:3.11-slim-bookworm
+
+FROM ${PYTHON_IMAGE} AS build
+ARG TORCH_INDEX=
+ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1 PATH=/app/venv/bin:$PATH
+WORKDIR /src
+RUN python3 -m venv /app/venv
+# Dependencies first, so that a change of the source alone does not install them again.
+COPY pyproject.toml constraints.txt ./
+RUN pip install --quiet --constraint constraints.txt ${TORCH_INDEX:+--index-url "$TORCH_INDEX"} torch
+RUN python -c "import tomllib; print(*tomllib.load(open('pyproject.toml', 'rb'))['project']['dependencies'], sep='\n')" \
+      > requirements.txt \
+    && pip install --quiet --constraint constraints.txt --requirement requirements.txt
+COPY LICENSE NOTICE README.md ./
+COPY server server
+RUN pip install --quiet --no-deps . \
+    && cd /app && waybill model fetch
+
+FROM ${PYTHON_IMAGE}
+LABEL org.opencontainers.image.title="Waybill" \
+      org.opencontainers.image.description="A multi-tenant inference server for prompt-learning adapters on one frozen base model" \
+      org.opencontainers.image.version="0.1.0" \
+      org.opencontainers.image.licenses="Apache-2.0"
+RUN useradd --uid 10001 --user-group --no-create-home --home-dir /tmp --shell /usr/sbin/nologin waybill \
+    && install -d -o 10001 -g 10001 /var/lib/waybill /var/lib/waybill/adapters_store
+COPY --from=build /app /app
+COPY LICENSE NOTICE /app/
+# A new named volume mounted at /var/lib/waybill starts as a copy of this.
+COPY --chown=10001:10001 adapters_store/public /var/lib/waybill/adapters_store/public
+ENV PATH=/app/venv/bin:$PATH \
+    PYTHONUNBUFFERED=1 \
+    PYTHONDONTWRITEBYTECODE=1 \
+    HF_HUB_OFFLINE=1
+WORKDIR /app
+USER 10001:10001
+VOLUME /var/lib/waybill
+EXPOSE 8000
+HEALTHCHECK --interval=10s --timeout=5s --start-period=120s --retries=3 \
+    CMD ["python", "-c", "from urllib.request import ProxyHandler, build_opener; build_opener(ProxyHandler({})).open('http://127.0.0.1:8000/health/ready', timeout=4)"]
+ENTRYPOINT ["waybill", "serve", "--host", "0.0.0.0", "--port", "8000", "--store", "/var/lib/waybill/adapters_store", "--keys", "/var/lib/waybill/keys.json"]
