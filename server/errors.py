@@ -161,3 +161,11 @@ def all_errors() -> Iterator[type[WaybillError]]:
         cls = pending.pop(0)
         yield cls
         pending += cls.__subclasses__()
+
+
+def error_of(code: str, message: str) -> WaybillError:
+    """Return the error that crossed a process boundary as its code and message."""
+    for cls in all_errors():
+        if cls.code == code:
+            return cls(message)
+    return EngineFault(message)

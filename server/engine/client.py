@@ -2,11 +2,37 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
+import itertools
+import logging
+import socket
+import sys
+from collections import deque
 from collections.abc import AsyncIterator, Callable
 from typing import Protocol
 
-from server.core import AdapterSource, SamplingParams, TokenEvent
-from server.engine.messages import Hello, Started, StepReport
+from server.core import AdapterSource, EngineConfig, SamplingParams, TokenEvent
+from server.engine.messages import (
+    HEADER,
+    MAX_FRAME,
+    Abort,
+    Check,
+    CheckResult,
+    Configure,
+    Forget,
+    Hello,
+    Refused,
+    Started,
+    StepReport,
+    Submit,
+    ToEngine,
+    decode,
+    encode,
+)
+from server.errors import AdapterRejected, EngineRestarting, WaybillError, error_of
+
+logger = logging.getLogger(__name__)
 
 
 class SequenceStream(Protocol):
@@ -68,3 +94,246 @@ class EngineClient(Protocol):
     def on_report(self, listener: Callable[[StepReport], None]) -> None:
         """Call `listener` with every step's report (for metrics)."""
         ...
+
+
+class _Stream:
+    """One sequence's inbox on the API side."""
+
+    def __init__(self, sequence: int, send: Callable[[ToEngine], None]) -> None:
+        self.sequence = sequence
+        self.started: Started | None = None
+        self._send = send
+        self._events: deque[TokenEvent] = deque()
+        self._error: WaybillError | None = None
+        self._ended = False
+        self._arrived = asyncio.Event()
+
+    def push(self, event: TokenEvent) -> None:
+        self._events.append(event)
+        self._ended = self._ended or event.finish is not None
+        self._arrived.set()
+
+    def fail(self, error: WaybillError) -> None:
+        self._error, self._ended = error, True
+        self._arrived.set()
+
+    def abort(self) -> None:
+        if not self._ended:
+            self._ended = True
+            self._send(Abort(self.sequence))
+            self._arrived.set()
+
+    async def __aiter__(self) -> AsyncIterator[TokenEvent]:
+        while True:
+            while self._events:
+                yield self._events.popleft()
+            if self._error is not None:
+                raise self._error
+            if self._ended:
+                return
+            self._arrived.clear()
+            await self._arrived.wait()
+
+
+class ProcessEngine:
+    """An `EngineClient` whose engine is a process of its own, started again whenever it dies.
+
+    The two share a socket pair that the child inherits. When this process dies, the child reads the end of the stream
+    and ends too; when the child dies, every open sequence fails with EngineRestarting and a new child is started.
+    """
+
+    def __init__(
+        self, config: EngineConfig, command: tuple[str, ...] = (sys.executable, "-m", "server.engine")
+    ) -> None:
+        self._config = config
+        self._command = command
+        self._sequences = itertools.count(1)
+        self._streams: dict[int, _Stream] = {}
+        self._checks: dict[int, asyncio.Future[CheckResult]] = {}
+        self._listeners: list[Callable[[StepReport], None]] = []
+        self._process: asyncio.subprocess.Process | None = None
+        self._writer: asyncio.StreamWriter | None = None
+        self._hello: Hello | None = None
+        self._up = asyncio.Event()
+        self._reading: asyncio.Task[None] | None = None
+        self._closing = False
+
+    @property
+    def ready(self) -> bool:
+        return self._up.is_set()
+
+    @property
+    def hello(self) -> Hello:
+        if self._hello is None:
+            raise EngineRestarting("the engine is starting", retry_after=5)
+        return self._hello
+
+    @property
+    def pid(self) -> int | None:
+        """Process id of the engine, None while there is none."""
+        return None if self._process is None else self._process.pid
+
+    async def start(self) -> None:
+        reader = await self._spawn()
+        await self._greet(reader)
+        self._reading = asyncio.create_task(self._run(reader))
+
+    async def wait_ready(self, seconds: float) -> None:
+        try:
+            await asyncio.wait_for(self._up.wait(), seconds)
+        except TimeoutError:
+            raise EngineRestarting("the engine is being restarted", retry_after=5) from None
+
+    async def close(self) -> None:
+        self._closing = True
+        if self._reading is not None:
+            self._reading.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._reading
+        self._lose("the server is shutting down")
+        await self._reap(seconds=5.0)
+
+    def submit(
+        self, tokens: tuple[int, ...], params: SamplingParams, adapter: AdapterSource | None = None
+    ) -> SequenceStream:
+        if not self.ready:
+            raise EngineRestarting("the engine is being restarted", retry_after=5)
+        stream = _Stream(next(self._sequences), self._send)
+        self._streams[stream.sequence] = stream
+        self._send(Submit(stream.sequence, tokens, params, adapter))
+        return stream
+
+    async def check(self, adapter: AdapterSource) -> None:
+        if not self.ready:
+            raise EngineRestarting("the engine is being restarted", retry_after=5)
+        number = next(self._sequences)
+        verdict: asyncio.Future[CheckResult] = asyncio.get_running_loop().create_future()
+        self._checks[number] = verdict
+        self._send(Check(number, adapter))
+        try:
+            result = await verdict
+        finally:
+            self._checks.pop(number, None)
+        if result.message:
+            raise AdapterRejected(result.message)
+
+    def forget(self, digest: str) -> None:
+        self._send(Forget(digest))
+
+    def on_report(self, listener: Callable[[StepReport], None]) -> None:
+        self._listeners.append(listener)
+
+    async def _spawn(self) -> asyncio.StreamReader:
+        """Start a child that inherits one end of a fresh socket pair; a session of its own keeps Ctrl-C from it."""
+        ours, theirs = socket.socketpair()
+        with theirs:
+            self._process = await asyncio.create_subprocess_exec(
+                *self._command, str(theirs.fileno()), pass_fds=[theirs.fileno()], start_new_session=True
+            )
+        reader, self._writer = await asyncio.open_connection(sock=ours, limit=2**20)
+        self._send(Configure(self._config))
+        return reader
+
+    async def _greet(self, reader: asyncio.StreamReader) -> None:
+        """Wait for the child's first word. Raises RuntimeError when it refuses or dies."""
+        try:
+            first = await _read_message(reader)
+        except (asyncio.IncompleteReadError, OSError) as error:
+            await self._reap(seconds=5.0)
+            raise RuntimeError("the engine process ended while starting; its own output says why") from error
+        if isinstance(first, Refused):
+            await self._reap(seconds=5.0)
+            raise RuntimeError(first.reason)
+        if not isinstance(first, Hello):
+            raise RuntimeError(f"the engine began with {type(first).__name__}")
+        self._hello = first
+        self._up.set()
+
+    async def _run(self, reader: asyncio.StreamReader) -> None:
+        """Deliver messages until the engine dies, then start another; forever."""
+        while True:
+            await self._deliver(reader)
+            self._lose("the engine process died; it is being restarted")
+            await self._reap(seconds=1.0)
+            reader = await self._respawn()
+
+    async def _respawn(self) -> asyncio.StreamReader:
+        """Start children until one is up, waiting longer after each that fails."""
+        for attempt in itertools.count():
+            try:
+                reader = await self._spawn()
+                await self._greet(reader)
+                return reader
+            except (OSError, RuntimeError) as error:
+                logger.error("the engine did not restart: %s", error)
+                await asyncio.sleep(min(2.0**attempt, 30.0))
+        raise AssertionError("unreachable: the loop above has no end")
+
+    async def _deliver(self, reader: asyncio.StreamReader) -> None:
+        while True:
+            try:
+                message = await _read_message(reader)
+            except (asyncio.IncompleteReadError, OSError):
+                return
+            if isinstance(message, StepReport):
+                self._spread(message)
+            elif isinstance(message, CheckResult):
+                verdict = self._checks.get(message.check)
+                if verdict is not None and not verdict.done():
+                    verdict.set_result(message)
+
+    def _spread(self, report: StepReport) -> None:
+        for started in report.started:
+            if (stream := self._streams.get(started.sequence)) is not None:
+                stream.started = started
+        for event in report.events:
+            if (stream := self._streams.get(event.sequence)) is not None:
+                stream.push(event)
+                if event.finish is not None:
+                    del self._streams[event.sequence]
+        for failure in report.failures:
+            if (stream := self._streams.pop(failure.sequence, None)) is not None:
+                stream.fail(error_of(failure.code, failure.message))
+        for listener in self._listeners:
+            listener(report)
+
+    def _send(self, message: ToEngine) -> None:
+        if isinstance(message, Abort):
+            self._streams.pop(message.sequence, None)
+        if self._writer is not None and not self._writer.is_closing():
+            self._writer.write(encode(message))
+
+    def _lose(self, reason: str) -> None:
+        """The engine is gone: everything open fails now."""
+        self._up.clear()
+        if self._writer is not None:
+            self._writer.close()
+            self._writer = None
+        streams, self._streams = self._streams, {}
+        for stream in streams.values():
+            stream.fail(EngineRestarting(reason, retry_after=5))
+        for verdict in self._checks.values():
+            if not verdict.done():
+                verdict.set_exception(EngineRestarting(reason, retry_after=5))
+
+    async def _reap(self, seconds: float) -> None:
+        """Let the child end by itself (its stream is closed), then make sure."""
+        if self._writer is not None:
+            self._writer.close()
+            self._writer = None
+        process, self._process = self._process, None
+        if process is None:
+            return
+        try:
+            await asyncio.wait_for(process.wait(), seconds)
+        except TimeoutError:
+            with contextlib.suppress(ProcessLookupError):
+                process.kill()
+            await process.wait()
+
+
+async def _read_message(reader: asyncio.StreamReader) -> object:
+    (size,) = HEADER.unpack(await reader.readexactly(HEADER.size))
+    if size > MAX_FRAME:
+        raise OSError(f"a frame of {size} bytes: the stream is broken")
+    return decode(await reader.readexactly(size))

@@ -82,7 +82,7 @@ def _table(tensors: dict[str, Tensor], source: AdapterSource, base: BaseModel, d
 
 
 def _prefix_kv(flat: Tensor, base: BaseModel, length: int, dtype: torch.dtype) -> Tensor:
-    """Return [num_layers, 2, num_kv_heads, length, head_dim] of PEFT's [length, num_layers * 2 * kv_heads * head_dim]."""
+    """Return [num_layers, 2, num_kv_heads, length, head_dim] of PEFT's rows, one virtual token each."""
     _require_shape(flat, (length, base.kv_columns), "virtual tokens x layers * 2 * kv heads * head size")
     split = flat.to(dtype).view(length, base.num_layers, 2, base.num_kv_heads, base.head_dim)
     return split.permute(1, 2, 3, 0, 4).contiguous()

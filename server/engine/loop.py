@@ -1,0 +1,337 @@
+"""The engine's one loop: drain the inbox, schedule, carry out, sample, commit, report."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import Executor
+from dataclasses import dataclass
+from queue import Empty, SimpleQueue
+
+from torch import Tensor
+
+from server.core import AdapterSource, PrefixKey, SamplingParams, TokenEvent
+from server.engine.messages import (
+    Abort,
+    Check,
+    CheckResult,
+    Failure,
+    Forget,
+    FromEngine,
+    Started,
+    StepReport,
+    StepStats,
+    Submit,
+    ToEngine,
+)
+from server.engine.model.runner import Runner
+from server.engine.model.sampler import Draw, DrawRequest, Sampler
+from server.engine.prefixes.read import AdapterTensors
+from server.engine.scheduler.plan import Span, StepPlan
+from server.engine.scheduler.scheduler import Scheduler
+from server.engine.scheduler.sequence import Sequence
+from server.errors import AdapterRejected, EngineFault, WaybillError
+
+CANARY_TOKENS = 8
+"""Text tokens that follow an adapter's virtual tokens in the forward that judges it."""
+
+RowListener = Callable[[int, Tensor], None]
+"""Takes a position in the sequence's own tokens and that row's logits [vocab_size], float32."""
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """A file was read, or could not be; a loading thread leaves it in the inbox."""
+
+    source: AdapterSource
+    tensors: AdapterTensors | None = None
+    error: WaybillError | None = None
+
+
+@dataclass(slots=True)
+class _Job:
+    """What the engine remembers of a sequence beside the scheduler."""
+
+    arrived: float
+    prefix: PrefixKey | None
+    check: int | None = None
+    started: bool = False
+    on_row: RowListener | None = None
+
+
+@dataclass(slots=True)
+class _Holding:
+    """What the engine holds for one resident adapter."""
+
+    source: AdapterSource
+    tensors: AdapterTensors
+    ready_at: float
+
+
+class Engine:
+    """Owns the model, the sampler and the scheduler; never waits for a file or for a client.
+
+    `read` turns an AdapterSource into tensors and raises WaybillError; it runs on `readers`. Everything else runs on
+    the one thread that calls `step`. Only `inbox` may be used from other threads.
+    """
+
+    def __init__(
+        self,
+        *,
+        scheduler: Scheduler,
+        runner: Runner,
+        sampler: Sampler,
+        read: Callable[[AdapterSource], AdapterTensors],
+        readers: Executor,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.inbox: SimpleQueue[ToEngine | Loaded | None] = SimpleQueue()
+        self._scheduler = scheduler
+        self._runner = runner
+        self._sampler = sampler
+        self._read = read
+        self._readers = readers
+        self._clock = clock
+        self._jobs: dict[int, _Job] = {}
+        self._held: dict[PrefixKey, _Holding] = {}
+        self._outbox: list[FromEngine] = []
+        self._failures: list[Failure] = []
+        self._cold_loads = 0
+        self._stalled = False
+
+    def run(self, send: Callable[[FromEngine], None]) -> None:
+        """Serve until None arrives in the inbox."""
+        while True:
+            for message in self._drain(block=self._stalled or not self._scheduler.has_work):
+                if message is None:
+                    return
+                self.handle(message)
+            for reply in self.step():
+                send(reply)
+
+    def handle(self, message: ToEngine | Loaded) -> None:
+        """Take in one message; its effect shows in the next step."""
+        match message:
+            case Submit():
+                self.submit(message)
+            case Abort(sequence):
+                self._end(sequence)
+            case Check():
+                self._check(message)
+            case Forget(adapter):
+                self._scheduler.forget(adapter)
+            case Loaded():
+                self._loaded(message)
+            case _:
+                raise ValueError(f"unexpected message {type(message).__name__}")
+
+    def submit(
+        self, message: Submit, *, rows: frozenset[int] = frozenset(), on_row: RowListener | None = None
+    ) -> None:
+        """Queue a sequence. `on_row` gets the logits of every sampled position and of those in `rows`."""
+        self._add(message, _Job(self._clock(), _key(message.adapter), on_row=on_row), rows)
+
+    def step(self) -> list[FromEngine]:
+        """Run one step and return what there is to tell."""
+        began = self._clock()
+        plan = self._scheduler.schedule()
+        self._prepare(plan)
+        drawn = self._compute(plan)
+        started = self._take_started(plan)
+        outcomes = self._scheduler.commit(plan, {sequence: draw.token for sequence, draw in drawn.items()})
+        events = tuple(
+            TokenEvent(
+                out.sequence, out.token, out.finish, drawn[out.sequence].logprob, drawn[out.sequence].top_logprobs
+            )
+            for out in outcomes
+            if not self._judged(out.sequence)
+        )
+        for out in outcomes:
+            if out.finish is not None:
+                self._close(out.sequence)
+        self._stalled = not (plan.computes or plan.load or plan.evict)
+        self._outbox.append(StepReport(events, self._take_failures(), started, self._stats(plan, began)))
+        outbox, self._outbox = self._outbox, []
+        return outbox
+
+    def _drain(self, *, block: bool) -> Iterator[ToEngine | Loaded | None]:
+        try:
+            yield self.inbox.get(block=block)
+            while True:
+                yield self.inbox.get_nowait()
+        except Empty:
+            return
+
+    def _add(self, message: Submit, job: _Job, rows: frozenset[int] = frozenset()) -> None:
+        self._jobs[message.sequence] = job
+        try:
+            self._scheduler.add(
+                Sequence(message.sequence, list(message.tokens), message.params, message.adapter, rows=rows)
+            )
+        except ValueError as error:
+            self._fail(message.sequence, EngineFault(str(error)))
+
+    def _check(self, message: Check) -> None:
+        """Judge by an ordinary sequence: reading judges the values, one drawn token shows the logits are finite."""
+        adapter = message.adapter
+        compiled = set(adapter.prefix_ids)
+        vocabulary = self._runner.vocab_size
+        rest = ()
+        if adapter.needs_table:
+            rest = tuple(i for i in range(vocabulary, vocabulary + adapter.num_virtual_tokens) if i not in compiled)
+        canary = tuple(vocabulary * i // (CANARY_TOKENS + 1) for i in range(1, CANARY_TOKENS + 1))
+        job = _Job(self._clock(), adapter.key, check=message.check)
+        self._add(Submit(message.check, rest + canary, SamplingParams(max_tokens=1), adapter), job)
+
+    def _prepare(self, plan: StepPlan) -> None:
+        """Everything in the plan that comes before a forward, in the plan's order."""
+        for key in plan.evict:
+            self._held.pop(key, None)
+        for source in plan.load:
+            self._readers.submit(self._load, source)
+        if plan.zero:
+            self._runner.zero(plan.zero)
+        for install in plan.install:
+            holding = self._held[install.key]
+            assert holding.tensors.kv is not None, "the scheduler installs KV kinds only"
+            self._runner.install(install.blocks, holding.tensors.kv)
+            self._settle(holding)
+
+    def _compute(self, plan: StepPlan) -> dict[int, Draw]:
+        """Run the plan's forwards; return the draws by sequence. A sequence with non-finite logits fails alone."""
+        if plan.compile is not None and plan.compile_key is not None:
+            self._compile(plan.compile, plan.compile_key)
+        if not plan.spans:
+            return {}
+        tables = {
+            span.prefix.key: table
+            for span in plan.spans
+            if span.prefix is not None and (table := self._held[span.prefix.key].tensors.table) is not None
+        }
+        logits, rows = self._runner.forward(plan.spans, tables)
+        place = {row: index for index, row in enumerate(rows)}
+        for (sequence, position), index in place.items():
+            if (listener := self._jobs[sequence].on_row) is not None:
+                listener(position, logits[index])
+        sampling = [span for span in plan.spans if span.samples]
+        if not sampling:
+            return {}
+        picked = [place[span.sequence, span.start + len(span.tokens) - 1] for span in sampling]
+        chosen = logits if picked == list(range(len(rows))) else logits[picked]
+        draws = self._sampler.draw(chosen, [self._request(span) for span in sampling])
+        finite: dict[int, Draw] = {}
+        for span, draw in zip(sampling, draws, strict=True):
+            if draw is None:
+                self._fail(span.sequence, AdapterRejected("the model's output is not finite for this request"))
+            else:
+                finite[span.sequence] = draw
+        return finite
+
+    def _compile(self, span: Span, key: PrefixKey) -> None:
+        """Run a chunk of virtual tokens through the model; its KV stays in the blocks as the adapter's prefix."""
+        holding = self._held[key]
+        assert holding.tensors.table is not None, "the scheduler compiles embedding kinds only"
+        self._runner.compile(span, holding.tensors.table)
+        if span.start + len(span.tokens) == holding.source.prefix_len:
+            self._settle(holding)
+
+    def _request(self, span: Span) -> DrawRequest:
+        sequence = self._scheduler.sequence(span.sequence)
+        drawn_before = span.start + len(span.tokens) - sequence.prompt_len
+        return DrawRequest(span.sequence, sequence.params, drawn_before, sequence.tokens, sequence.prompt_len)
+
+    def _load(self, source: AdapterSource) -> None:
+        """Runs on a reader thread."""
+        try:
+            self.inbox.put(Loaded(source, tensors=self._read(source)))
+        except WaybillError as error:
+            self.inbox.put(Loaded(source, error=error))
+        except Exception as error:  # a reader must answer whatever happens, or its sequences would wait for ever
+            self.inbox.put(Loaded(source, error=EngineFault(f"loading failed: {error}")))
+
+    def _loaded(self, loaded: Loaded) -> None:
+        key = loaded.source.key
+        self._cold_loads += 1
+        if loaded.tensors is not None:
+            self._held[key] = _Holding(loaded.source, loaded.tensors, self._clock())
+            self._scheduler.prefix_loaded(key)
+            return
+        assert loaded.error is not None, "a load ends with tensors or with an error"
+        for sequence in self._scheduler.prefix_failed(key):
+            self._fail(sequence, loaded.error)
+
+    def _settle(self, holding: _Holding) -> None:
+        """The prefix is in blocks: keep only what requests still need from host memory."""
+        if not holding.source.needs_table:
+            holding.tensors = AdapterTensors()
+        holding.ready_at = self._clock()
+
+    def _judged(self, sequence: int) -> bool:
+        """Whether the sequence was a check; then its token is the verdict, not an event."""
+        job = self._jobs[sequence]
+        if job.check is None:
+            return False
+        self._outbox.append(CheckResult(job.check))
+        return True
+
+    def _fail(self, sequence: int, error: WaybillError) -> None:
+        job = self._jobs.get(sequence)
+        if job is None:
+            return
+        if job.check is not None:
+            self._outbox.append(CheckResult(job.check, error.message))
+            if job.prefix is not None:
+                self._scheduler.forget(job.prefix.adapter)
+        else:
+            self._failures.append(Failure(sequence, error.code, error.message))
+        self._end(sequence)
+
+    def _end(self, sequence: int) -> None:
+        self._scheduler.abort(sequence)
+        self._close(sequence)
+
+    def _close(self, sequence: int) -> None:
+        self._jobs.pop(sequence, None)
+        self._sampler.forget(sequence)
+
+    def _take_failures(self) -> tuple[Failure, ...]:
+        failures, self._failures = tuple(self._failures), []
+        return failures
+
+    def _take_started(self, plan: StepPlan) -> tuple[Started, ...]:
+        """First spans of this plan, with how long each sequence waited, and for its adapter's sake."""
+        now = self._clock()
+        started = []
+        for span in plan.spans:
+            job = self._jobs.get(span.sequence)
+            if job is None or job.started or job.check is not None:
+                continue
+            job.started = True
+            ready_at = self._held[job.prefix].ready_at if job.prefix is not None else job.arrived
+            load = max(0.0, ready_at - job.arrived)
+            started.append(Started(span.sequence, (now - job.arrived) * 1e3, load * 1e3))
+        return tuple(started)
+
+    def _stats(self, plan: StepPlan, began: float) -> StepStats:
+        keys = {span.prefix.key if span.prefix is not None else None for span in plan.spans}
+        kinds = {self._held[key].source.kind if key is not None else None for key in keys}
+        book = self._scheduler.stats()
+        return StepStats(
+            running=book.running,
+            waiting=book.waiting,
+            batch_sequences=len(plan.spans),
+            batch_tokens=sum(len(span.tokens) for span in plan.spans),
+            batch_adapters=len(keys - {None}),
+            batch_kinds=len(kinds),
+            blocks_used=book.blocks_used,
+            blocks_total=book.blocks_total,
+            prefix_blocks_used=book.prefix_blocks_used,
+            resident_adapters=book.resident,
+            cold_loads=self._cold_loads,
+            preemptions=book.preemptions,
+            step_ms=(self._clock() - began) * 1e3,
+        )
+
+
+def _key(adapter: AdapterSource | None) -> PrefixKey | None:
+    return None if adapter is None else adapter.key
