@@ -49,9 +49,13 @@ class Row:
 
 
 class AttentionBackend(Protocol):
-    """Keys and values in blocks, and attention over them."""
+    """Keys and values in blocks, and attention over them.
+
+    `name` is unique to the instance: transformers knows the backend's `attend` by it.
+    """
 
     name: str
+    shape: KVShape
 
     def begin(self, rows: Sequence[Row]) -> None:
         """Describe the next forward. Called once before it; every layer then calls `attend` once."""

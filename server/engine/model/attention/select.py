@@ -1,0 +1,29 @@
+"""Make an attention backend by its name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from types import MappingProxyType
+
+from server.engine.model.attention.base import AttentionBackend, KVShape
+from server.engine.model.attention.reference import ReferenceBackend
+
+_BACKENDS: MappingProxyType[str, tuple[Callable[[KVShape], AttentionBackend], int]] = MappingProxyType(
+    {"reference": (ReferenceBackend, 64)}
+)
+
+
+def block_size(name: str) -> int:
+    """Return the tokens of a block that the backend wants. Raises ValueError for a name that is none."""
+    return _entry(name)[1]
+
+
+def create_backend(name: str, shape: KVShape) -> AttentionBackend:
+    """Make the backend and its KV memory. Raises ValueError for a name that is none."""
+    return _entry(name)[0](shape)
+
+
+def _entry(name: str) -> tuple[Callable[[KVShape], AttentionBackend], int]:
+    if name not in _BACKENDS:
+        raise ValueError(f"no attention backend is called {name!r}; there are {', '.join(_BACKENDS)}")
+    return _BACKENDS[name]
