@@ -1,0 +1,68 @@
+"""An engine in this process, small on purpose, and the questions that the parity suite asks it."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from server.core import AdapterSource, SamplingParams, TokenEvent
+from server.engine.loading import Sizes, assemble
+from server.engine.messages import StepReport, StepStats, Submit
+from server.engine.model.load import from_module
+from tests.parity.oracle import NEW_TOKENS, Answer
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """One sequence to run: its own tokens (after the prefix) and its adapter."""
+
+    tokens: tuple[int, ...]
+    adapter: AdapterSource | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """What the engine answered, in the questions' order, and what its steps looked like."""
+
+    answers: list[Answer]
+    stats: list[StepStats]
+
+
+def ask_engine(module: PreTrainedModel, questions: list[Question], sizes: Sizes, attention: str) -> Run:
+    """Ask everything at once and step until all are done; every position's logits are collected."""
+    model = from_module(module, max_model_len=sizes.max_model_len)
+    events: dict[int, list[TokenEvent]] = {i: [] for i in range(len(questions))}
+    rows: dict[int, dict[int, Tensor]] = {i: {} for i in range(len(questions))}
+    stats: list[StepStats] = []
+    with ThreadPoolExecutor(1) as readers:
+        engine = assemble(model, base_name="base", eos_token_ids=(), sizes=sizes, attention=attention, readers=readers)
+        for i, question in enumerate(questions):
+            engine.submit(
+                Submit(i, question.tokens, SamplingParams(max_tokens=NEW_TOKENS), question.adapter),
+                rows=frozenset(range(len(question.tokens))),
+                on_row=lambda position, logits, i=i: rows[i].__setitem__(position, logits.clone()),
+            )
+        pending = set(events)
+        while pending:
+            for message in engine.drain(block=engine.waits):
+                engine.handle(message)
+            for reply in engine.step():
+                assert isinstance(reply, StepReport)
+                assert not reply.failures, reply.failures
+                stats.append(reply.stats)
+                for event in reply.events:
+                    events[event.sequence].append(event)
+                    if event.finish is not None:
+                        pending.discard(event.sequence)
+    answers = [
+        Answer(
+            tuple(event.token for event in events[i]),
+            torch.stack([rows[i][p] for p in range(len(question.tokens) + NEW_TOKENS - 1)]),
+        )
+        for i, question in enumerate(questions)
+    ]
+    return Run(answers, stats)
