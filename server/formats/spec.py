@@ -22,8 +22,11 @@ class FieldRule:
 class AdapterSpec:
     """One judged adapter.
 
+    `judged_for` is the digest of the base model it was judged against; under another base it has to be judged again.
     `template` is None where the virtual tokens stand before everything. `chat` says where they go in a rendered chat
     prompt: "start", "before_last_user" or "before_generation". `tasks` maps task names to indices (multitask only).
+    `probe` is a self-test: token ids, and the ids that follow greedily when the virtual tokens stand before them (task
+    0). `provenance` says how the adapter was trained.
     """
 
     kind: AdapterKind
@@ -37,3 +40,6 @@ class AdapterSpec:
     chat: str = "start"
     scale_by_sqrt_hidden: bool = False
     warnings: tuple[str, ...] = ()
+    judged_for: str = ""
+    provenance: tuple[tuple[str, str], ...] = ()
+    probe: tuple[tuple[int, ...], tuple[int, ...]] | None = None
