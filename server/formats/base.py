@@ -25,6 +25,9 @@ _HEAD_DIM_DEFAULTS = {
 }  # fmt: skip
 """Where transformers' own default is a number and not hidden size / heads."""
 
+_CONTEXT_DEFAULTS = {"bloom": 2048}
+"""Families whose config need not state a length: ALiBi has no table of positions. The length it was trained on."""
+
 _VOLATILE = ("_name_or_path", "transformers_version")
 """Keys of config.json that change on a re-save of the same model."""
 
@@ -54,18 +57,21 @@ def read_base_model(folder: Path, name: str | None = None) -> BaseModel:
         raise ModelFolderError(f"{folder / 'config.json'} names no model_type")
     heads = _number(config, _HEADS, folder)
     hidden = _number(config, _HIDDEN, folder)
+    vocab_size = _number(config, ("vocab_size",), folder)
     return BaseModel(
         name=name or folder.resolve().name,
         family=family,
         digest=_digest(folder, config),
-        vocab_size=_number(config, ("vocab_size",), folder),
+        vocab_size=vocab_size,
         # OPT may embed at another width and project; a soft prompt stands where the embeddings do.
         hidden_size=_optional(config, ("word_embed_proj_dim",)) or hidden,
         num_layers=_number(config, _LAYERS, folder),
         num_kv_heads=_kv_heads(config, heads),
         head_dim=_optional(config, ("head_dim",)) or _HEAD_DIM_DEFAULTS.get(family) or hidden // heads,
-        context_length=_number(config, _CONTEXT, folder),
-        eos_token_ids=_eos(folder, config),
+        context_length=_optional(config, _CONTEXT)
+        or _CONTEXT_DEFAULTS.get(family)
+        or _number(config, _CONTEXT, folder),
+        eos_token_ids=_eos(folder, config, vocab_size),
     )
 
 
@@ -76,13 +82,13 @@ def _kv_heads(config: dict[str, Any], heads: int) -> int:
     return _optional(config, _KV_HEADS) or heads
 
 
-def _eos(folder: Path, config: dict[str, Any]) -> tuple[int, ...]:
-    """The generation config's end-of-sequence ids, else the config's, without repeats."""
+def _eos(folder: Path, config: dict[str, Any], vocab_size: int) -> tuple[int, ...]:
+    """The generation config's end-of-sequence ids, else the config's, without repeats and ids that cannot come."""
     generation = _read_json(folder, "generation_config.json", optional=True)
     for source in (generation, config):
         value = source.get("eos_token_id")
         ids = value if isinstance(value, list) else [value]
-        found = tuple(dict.fromkeys(item for item in ids if type(item) is int and item >= 0))
+        found = tuple(dict.fromkeys(item for item in ids if type(item) is int and 0 <= item < vocab_size))
         if found:
             return found
     return ()
