@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 import sys
@@ -12,7 +13,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
-from server.engine.loading import Refusal, build_engine, describe
+from server.engine.loading import Refusal, build_engine
 from server.engine.loop import Engine
 from server.engine.messages import HEADER, Configure, FromEngine, Message, Refused, decode, encode
 
@@ -24,16 +25,14 @@ def main() -> int:
     if not isinstance(first, Configure):
         return 0 if first is None else 2
     try:
-        engine = build_engine(first.config)
+        engine, hello = build_engine(first.config)
     except Refusal as error:
         _send(stream, Refused(str(error)))
         return 1
-    _send(stream, describe(engine))
+    _send(stream, hello)
     threading.Thread(target=_feed, args=(stream, engine), name="inbox", daemon=True).start()
-    try:
+    with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # the API process is gone: nothing left to do
         engine.run(lambda message: _send(stream, message))
-    except (BrokenPipeError, ConnectionResetError):
-        pass  # the API process is gone; so is the reason to run
     return 0
 
 

@@ -102,7 +102,7 @@ class Engine:
     def run(self, send: Callable[[FromEngine], None]) -> None:
         """Serve until None arrives in the inbox."""
         while True:
-            for message in self._drain(block=self._stalled or not self._scheduler.has_work):
+            for message in self.drain(block=self.waits):
                 if message is None:
                     return
                 self.handle(message)
@@ -125,9 +125,7 @@ class Engine:
             case _:
                 raise ValueError(f"unexpected message {type(message).__name__}")
 
-    def submit(
-        self, message: Submit, *, rows: frozenset[int] = frozenset(), on_row: RowListener | None = None
-    ) -> None:
+    def submit(self, message: Submit, *, rows: frozenset[int] = frozenset(), on_row: RowListener | None = None) -> None:
         """Queue a sequence. `on_row` gets the logits of every sampled position and of those in `rows`."""
         self._add(message, _Job(self._clock(), _key(message.adapter), on_row=on_row), rows)
 
@@ -154,7 +152,13 @@ class Engine:
         outbox, self._outbox = self._outbox, []
         return outbox
 
-    def _drain(self, *, block: bool) -> Iterator[ToEngine | Loaded | None]:
+    @property
+    def waits(self) -> bool:
+        """Whether nothing can be done before something arrives in the inbox."""
+        return self._stalled or not self._scheduler.has_work
+
+    def drain(self, *, block: bool) -> Iterator[ToEngine | Loaded | None]:
+        """Yield what is in the inbox; with `block`, wait for the first."""
         try:
             yield self.inbox.get(block=block)
             while True:
@@ -175,8 +179,8 @@ class Engine:
         """Judge by an ordinary sequence: reading judges the values, one drawn token shows the logits are finite."""
         adapter = message.adapter
         compiled = set(adapter.prefix_ids)
-        vocabulary = self._runner.vocab_size
-        rest = ()
+        vocabulary = self._runner.model.vocab_size
+        rest: tuple[int, ...] = ()
         if adapter.needs_table:
             rest = tuple(i for i in range(vocabulary, vocabulary + adapter.num_virtual_tokens) if i not in compiled)
         canary = tuple(vocabulary * i // (CANARY_TOKENS + 1) for i in range(1, CANARY_TOKENS + 1))
@@ -190,11 +194,11 @@ class Engine:
         for source in plan.load:
             self._readers.submit(self._load, source)
         if plan.zero:
-            self._runner.zero(plan.zero)
+            self._runner.backend.zero(plan.zero)
         for install in plan.install:
             holding = self._held[install.key]
             assert holding.tensors.kv is not None, "the scheduler installs KV kinds only"
-            self._runner.install(install.blocks, holding.tensors.kv)
+            self._runner.backend.install(install.blocks, holding.tensors.kv)
             self._settle(holding)
 
     def _compute(self, plan: StepPlan) -> dict[int, Draw]:
@@ -231,7 +235,7 @@ class Engine:
         """Run a chunk of virtual tokens through the model; its KV stays in the blocks as the adapter's prefix."""
         holding = self._held[key]
         assert holding.tensors.table is not None, "the scheduler compiles embedding kinds only"
-        self._runner.compile(span, holding.tensors.table)
+        self._runner.forward([span], table=holding.tensors.table)
         if span.start + len(span.tokens) == holding.source.prefix_len:
             self._settle(holding)
 

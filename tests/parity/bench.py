@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from server.core import AdapterSource, SamplingParams, TokenEvent
+from server.core import AdapterSource, BaseModel, SamplingParams, TokenEvent
 from server.engine.loading import Sizes, assemble
 from server.engine.messages import StepReport, StepStats, Submit
-from server.engine.model.load import from_module
+from server.engine.model.load import LoadedModel, from_module
 from tests.parity.oracle import NEW_TOKENS, Answer
 
 
@@ -32,6 +32,22 @@ class Run:
     stats: list[StepStats]
 
 
+def base_of(model: LoadedModel) -> BaseModel:
+    """Describe a model that has no folder; nothing ends a sequence but its length."""
+    return BaseModel(
+        name="tiny",
+        family=model.family,
+        digest="base",
+        vocab_size=model.vocab_size,
+        hidden_size=model.hidden_size,
+        num_layers=model.num_layers,
+        num_kv_heads=model.num_kv_heads,
+        head_dim=model.head_dim,
+        context_length=model.max_model_len,
+        eos_token_ids=(),
+    )
+
+
 def ask_engine(module: PreTrainedModel, questions: list[Question], sizes: Sizes, attention: str) -> Run:
     """Ask everything at once and step until all are done; every position's logits are collected."""
     model = from_module(module, max_model_len=sizes.max_model_len)
@@ -39,7 +55,7 @@ def ask_engine(module: PreTrainedModel, questions: list[Question], sizes: Sizes,
     rows: dict[int, dict[int, Tensor]] = {i: {} for i in range(len(questions))}
     stats: list[StepStats] = []
     with ThreadPoolExecutor(1) as readers:
-        engine = assemble(model, base_name="base", eos_token_ids=(), sizes=sizes, attention=attention, readers=readers)
+        engine = assemble(model, base_of(model), sizes, attention, readers)
         for i, question in enumerate(questions):
             engine.submit(
                 Submit(i, question.tokens, SamplingParams(max_tokens=NEW_TOKENS), question.adapter),

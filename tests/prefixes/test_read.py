@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -11,11 +12,17 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from server.core import AdapterKind, AdapterSource, BaseModel, PrefixKey
-from server.engine.prefixes.magnitude import Scale, require_sane_magnitude
+from server.engine.prefixes.magnitude import require_sane_magnitude
 from server.engine.prefixes.read import AdapterTensors, read_adapter
 from server.errors import AdapterIncompatible, AdapterRejected
 
 BASE = BaseModel("tiny", "llama", "sha256:0", 300, 32, 3, 2, 8, 512, (2,))
+
+
+@dataclass(frozen=True)
+class BaseScale:
+    embedding: float
+    kv: Tensor
 
 
 def write(
@@ -103,7 +110,7 @@ def test_a_wrong_shape_says_what_the_base_needs(tmp_path: Path) -> None:
 
 
 def test_magnitude() -> None:
-    scale = Scale(embedding=0.1, kv=torch.full((3, 2), 2.0))
+    scale = BaseScale(embedding=0.1, kv=torch.full((3, 2), 2.0))
     sane = torch.randn(5, 32)
     require_sane_magnitude(AdapterTensors(table=sane), scale)
     require_sane_magnitude(AdapterTensors(kv=torch.randn(3, 2, 2, 4, 8)), scale)

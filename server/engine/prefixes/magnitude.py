@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import Protocol
 
 from torch import Tensor
 
@@ -13,12 +13,14 @@ MAX_RATIO = 10_000.0
 """Row RMS over the base's own. Trained adapters stay below 50; far above, logits overflow or one row drowns all."""
 
 
-@dataclass(frozen=True, slots=True)
-class Scale:
+class Scale(Protocol):
     """Root mean squares of the base model: of its embedding rows, and per layer of keys and values [num_layers, 2]."""
 
-    embedding: float
-    kv: Tensor
+    @property
+    def embedding(self) -> float: ...
+
+    @property
+    def kv(self) -> Tensor: ...
 
 
 def require_sane_magnitude(adapter: AdapterTensors, scale: Scale) -> None:

@@ -1,0 +1,126 @@
+"""Build the engine from its settings: model, start-up check, KV memory, scheduler, sampler."""
+
+from __future__ import annotations
+
+from concurrent.futures import Executor, ThreadPoolExecutor
+from dataclasses import dataclass
+
+import torch
+
+from server.core import AdapterSource, BaseModel, EngineConfig
+from server.engine.loop import Engine
+from server.engine.messages import Hello
+from server.engine.model.attention.base import KVShape
+from server.engine.model.attention.select import block_size, create_backend
+from server.engine.model.guard import check_model
+from server.engine.model.load import LoadedModel, load_model
+from server.engine.model.runner import Runner
+from server.engine.model.sampler import Sampler
+from server.engine.model.support import UnsupportedModel
+from server.engine.prefixes.magnitude import require_sane_magnitude
+from server.engine.prefixes.read import AdapterTensors, read_adapter
+from server.engine.scheduler.scheduler import Limits, Scheduler
+
+READERS = 2
+"""Threads that read adapter files."""
+
+
+class Refusal(Exception):
+    """The engine will not run with this model or these settings; the message says why and what to change."""
+
+
+@dataclass(frozen=True, slots=True)
+class Sizes:
+    """How much the engine may hold and do. Blocks count for all layers, keys and values; lengths in tokens."""
+
+    num_blocks: int
+    block_size: int
+    prefix_blocks: int
+    max_seqs: int
+    step_tokens: int
+    max_model_len: int
+
+
+def build_engine(config: EngineConfig) -> tuple[Engine, Hello]:
+    """Load the model and return an engine that is ready to serve, with its greeting.
+
+    Raises Refusal with a reason that the operator can act on.
+    """
+    torch.set_num_threads(config.threads)
+    try:
+        model = load_model(config)
+        sizes = _sizes(model, config)
+        readers = ThreadPoolExecutor(READERS, thread_name_prefix="reader")
+        engine = assemble(model, config.base, sizes, config.attention, readers)
+    except (UnsupportedModel, ValueError) as error:
+        raise Refusal(str(error)) from error
+    hello = Hello(
+        max_model_len=sizes.max_model_len,
+        num_blocks=sizes.num_blocks,
+        block_size=sizes.block_size,
+        prefix_blocks=sizes.prefix_blocks,
+        dtype=config.dtype,
+        device=config.device,
+        attention=config.attention,
+    )
+    return engine, hello
+
+
+def assemble(model: LoadedModel, base: BaseModel, sizes: Sizes, attention: str, readers: Executor) -> Engine:
+    """Put an engine together around a loaded model, after comparing it with the model's own attention.
+
+    Raises UnsupportedModel when the two differ, and ValueError for sizes that do not hold one sequence.
+    """
+    backend = create_backend(attention, model.kv_shape(sizes.num_blocks, sizes.block_size))
+    calibration = check_model(model, backend)
+    row_bytes = base.hidden_size * model.dtype.itemsize
+    block_bytes = _block_bytes(model, sizes.block_size)
+    limits = Limits(
+        max_seqs=sizes.max_seqs,
+        step_tokens=sizes.step_tokens,
+        max_model_len=sizes.max_model_len,
+        num_blocks=sizes.num_blocks,
+        block_size=sizes.block_size,
+        prefix_blocks=sizes.prefix_blocks,
+    )
+
+    def table_blocks(source: AdapterSource) -> int:
+        return -(-source.num_virtual_tokens * row_bytes // block_bytes) if source.needs_table else 0
+
+    def read(source: AdapterSource) -> AdapterTensors:
+        tensors = read_adapter(source, base, model.dtype)
+        require_sane_magnitude(tensors, calibration)
+        return tensors
+
+    return Engine(
+        scheduler=Scheduler(limits, eos_token_ids=base.eos_token_ids, table_blocks=table_blocks),
+        runner=Runner(model, backend),
+        sampler=Sampler(model.vocab_size, base.eos_token_ids, model.device),
+        read=read,
+        readers=readers,
+    )
+
+
+def _sizes(model: LoadedModel, config: EngineConfig) -> Sizes:
+    """Turn bytes into blocks. Raises Refusal when they do not hold one sequence of `max_model_len`."""
+    tokens = block_size(config.attention)
+    bytes_each = _block_bytes(model, tokens)
+    sizes = Sizes(
+        num_blocks=config.kv_memory // bytes_each,
+        block_size=tokens,
+        prefix_blocks=min(config.prefix_memory, config.kv_memory) // bytes_each,
+        max_seqs=config.max_seqs,
+        step_tokens=config.step_tokens,
+        max_model_len=config.max_model_len,
+    )
+    needed = -(-config.max_model_len // tokens) + 1
+    if sizes.num_blocks < needed:
+        raise Refusal(
+            f"--kv-memory {config.kv_memory:,} bytes is {sizes.num_blocks} blocks of {tokens} tokens; one sequence of "
+            f"--max-model-len {config.max_model_len} takes {needed} blocks, {needed * bytes_each:,} bytes"
+        )
+    return sizes
+
+
+def _block_bytes(model: LoadedModel, tokens: int) -> int:
+    return KVShape.block_bytes(model.num_layers, model.num_kv_heads, model.head_dim, tokens, model.dtype)
