@@ -45,10 +45,13 @@ class TokenNoise:
         ids = torch.arange(vocab_size, dtype=torch.int32, device=device)
         self._ids = _half_round(_half_round(ids, 16, _FIRST), 15, _SECOND)
 
-    def exponentials(self, keys: Sequence[tuple[int, int]]) -> Tensor:
-        """Return Exp(1) noise [len(keys), vocab_size] float32, each row a function of its own key alone."""
+    def exponentials(self, keys: Sequence[tuple[int, int]], ids: Tensor | None = None) -> Tensor:
+        """Return Exp(1) noise, float32, each row a function of its own key alone.
+
+        [len(keys), vocab_size], or of the shape of `ids` [len(keys), n] the noise of those tokens.
+        """
         key = torch.tensor(keys, dtype=torch.int32, device=self._ids.device)
-        hashed = _half_round(self._ids ^ key[:, :1], 16, _FIRST)
+        hashed = _half_round((self._ids if ids is None else self._ids[ids]) ^ key[:, :1], 16, _FIRST)
         hashed += key[:, 1:]
         hashed = _half_round(hashed, 15, _SECOND)
         hashed ^= (hashed >> 16) & 0xFFFF

@@ -6,19 +6,17 @@ only in element-wise operations, in selections (maximum, top-k, sort) and in the
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from server.core import SamplingParams
-from server.engine.model.exact import row_sums, running_sums
+from server.engine.model.exact import row_sums
+from server.engine.model.filters import filters, survivors
 from server.engine.model.penalties import Penalties, penalises
 from server.engine.model.rng import TokenNoise, draw_key
-
-_LIKELIEST = (256, 4096)
-"""How many of the likeliest tokens are looked at for top-k and top-p before the whole row is sorted."""
 
 _COLDEST = 1e-30
 """Below this temperature only tokens that tie with the likeliest can win, and dividing would underflow."""
@@ -51,8 +49,8 @@ class Draw:
 class Sampler:
     """Draws tokens and keeps what penalties need to know of each sequence.
 
-    A batch of plain greedy rows costs one maximum. Sampled rows cost a hash and two exponentials per token; top-k and
-    top-p add a selection of the likeliest tokens, and a full sort only where 4,096 tokens do not hold enough mass.
+    A batch of plain greedy rows costs one maximum. A sampled row costs a hash and a logarithm per token, or, where it
+    filters, a selection of its likeliest tokens and a hash for those.
     """
 
     def __init__(self, vocab_size: int, eos_token_ids: Sequence[int], device: torch.device) -> None:
@@ -82,8 +80,7 @@ class Sampler:
             if requests[row].params.temperature == 0:
                 tokens[row] = int(scores.max(dim=-1).indices)
         sampled = [row for row, r in enumerate(requests) if finite[row] and r.params.temperature != 0]
-        for start in range(0, len(sampled), self._chunk_rows):
-            rows = sampled[start : start + self._chunk_rows]
+        for rows in self._chunks(sampled, requests):
             scores = torch.stack([adjusted.get(row, logits[row]) for row in rows])
             for row, token in zip(rows, self._sample(scores, [requests[row] for row in rows]), strict=True):
                 tokens[row] = token
@@ -95,6 +92,13 @@ class Sampler:
     def forget(self, sequence: int) -> None:
         """Drop what is kept of a sequence. Safe for one that is not known."""
         self._penalties.forget(sequence)
+
+    def _chunks(self, rows: Sequence[int], requests: Sequence[DrawRequest]) -> Iterator[list[int]]:
+        """Yield `rows` in chunks, those that filter apart from those that do not."""
+        for wanted in (False, True):
+            alike = [row for row in rows if filters(requests[row].params) is wanted]
+            for start in range(0, len(alike), self._chunk_rows):
+                yield alike[start : start + self._chunk_rows]
 
     def _adjusts(self, request: DrawRequest) -> bool:
         params = request.params
@@ -116,40 +120,23 @@ class Sampler:
         return scores
 
     def _sample(self, scores: Tensor, requests: Sequence[DrawRequest]) -> list[int]:
-        """Draw one token per row of `scores` [rows, vocab], which may hold -inf."""
+        """Draw one token per row of `scores` [rows, vocab], which may hold -inf. All rows filter, or none does."""
         params = [request.params for request in requests]
-        temperature = self._column([max(p.temperature, _COLDEST) for p in params])
-        # Probability relative to the likeliest token, whose weight is exactly 1.
+        temperature = torch.tensor(
+            [[max(p.temperature, _COLDEST)] for p in params], dtype=torch.float32, device=self._device
+        )
         weights = (scores - scores.amax(dim=-1, keepdim=True)).div_(temperature).exp_()
-        if any(p.top_k or p.top_p < 1 or p.min_p for p in params):
-            weights.masked_fill_(weights < self._floors(weights, params), 0)
-        noise = self._noise.exponentials([draw_key(r.params.seed, r.drawn_before) for r in requests])
-        tokens: list[int] = weights.div_(noise).max(dim=-1).indices.tolist()
+        keys = [draw_key(request.params.seed, request.drawn_before) for request in requests]
+        if not filters(params[0]):
+            every: list[int] = weights.div_(self._noise.exponentials(keys)).max(dim=-1).indices.tolist()
+            return every
+        tokens = [0] * len(requests)
+        for left in survivors(weights, params):
+            noise = self._noise.exponentials([keys[row] for row in left.rows], left.ids)
+            first = (left.weights / noise).max(dim=-1, keepdim=True).indices
+            for row, token in zip(left.rows, left.ids.gather(1, first)[:, 0].tolist(), strict=True):
+                tokens[row] = token
         return tokens
-
-    def _floors(self, weights: Tensor, params: Sequence[SamplingParams]) -> Tensor:
-        """Return the smallest weight [rows, 1] that each row's filters keep. Tokens that tie with it are kept too."""
-        floors = self._column([p.min_p for p in params])
-        pending = [row for row, p in enumerate(params) if p.top_k or p.top_p < 1]
-        if not pending:
-            return floors
-        limits = row_sums(weights) * self._column([p.top_p if p.top_p < 1 else torch.inf for p in params]).double()
-        most = self._indices([p.top_k or self._vocab_size for p in params])
-        for width in (*_LIKELIEST, self._vocab_size):
-            if not pending:
-                break
-            if width > self._vocab_size:
-                continue
-            rows = self._indices(pending)
-            best = _largest(weights[rows], width)
-            before = running_sums(best) - best
-            nucleus = (before < limits[rows]).sum(dim=-1).clamp_(min=1)
-            kept = torch.minimum(nucleus, most[rows])
-            settled = (kept < width) | (kept == most[rows])
-            cut = best.gather(1, (kept - 1)[:, None])
-            floors[rows] = torch.where(settled[:, None], torch.maximum(floors[rows], cut), floors[rows])
-            pending = [row for row, done in zip(pending, settled.tolist(), strict=True) if not done]
-        return floors
 
     def _finish(self, logits: Tensor, token: int, request: DrawRequest) -> Draw:
         if penalises(request.params):
@@ -168,15 +155,5 @@ class Sampler:
             top = tuple((token_id, value - log_mass) for token_id, value in pairs)
         return Draw(token, float(shifted[token]) - log_mass, top)
 
-    def _column(self, values: Sequence[float]) -> Tensor:
-        return torch.tensor(values, dtype=torch.float32, device=self._device)[:, None]
-
     def _indices(self, values: Sequence[int]) -> Tensor:
         return torch.tensor(values, dtype=torch.int64, device=self._device)
-
-
-def _largest(weights: Tensor, width: int) -> Tensor:
-    """Return the `width` largest of each row, in descending order."""
-    if width == weights.shape[1]:
-        return weights.sort(dim=-1, descending=True).values
-    return weights.topk(width, dim=-1).values
