@@ -6,7 +6,6 @@ import asyncio
 import json
 import os
 import signal
-import subprocess
 import sys
 import textwrap
 import time
@@ -170,12 +169,22 @@ async def test_the_engine_ends_with_its_parent(folder: Path) -> None:
         asyncio.run(main())
     """)
     settings = json.dumps(asdict(config_for(folder)))
-    parent = subprocess.Popen([sys.executable, "-c", script, settings], stdout=subprocess.PIPE, text=True)
-    with parent:
-        assert parent.stdout is not None
-        child = int(await asyncio.to_thread(parent.stdout.readline))
-        parent.kill()
+    parent = await asyncio.create_subprocess_exec(
+        sys.executable, "-c", script, settings, stdout=asyncio.subprocess.PIPE
+    )
+    assert parent.stdout is not None
+    child = int(await parent.stdout.readline())
+    parent.kill()
+    await parent.wait()
     deadline = time.monotonic() + 5.0
-    while Path(f"/proc/{child}/stat").exists() and " Z " not in Path(f"/proc/{child}/stat").read_text():
+    while runs(child):
         assert time.monotonic() < deadline, "the engine outlived its parent"
         await asyncio.sleep(0.05)
+
+
+def runs(pid: int) -> bool:
+    """Whether the process is there and is not a zombie."""
+    try:
+        return ") Z " not in Path(f"/proc/{pid}/stat").read_text()
+    except OSError:
+        return False
