@@ -1,0 +1,105 @@
+"""One stream of tokens in the engine, and how far it is."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass, field
+from enum import Enum, auto
+
+from server.core import AdapterSource, FinishReason, PrefixKey, SamplingParams
+from server.engine.scheduler.plan import PENDING
+
+
+class Status(Enum):
+    """Where a sequence is."""
+
+    WAITING = auto()  # for its adapter, for memory or for its turn; also after a preemption
+    RUNNING = auto()  # holds blocks and a reference to its prefix
+    FINISHED = auto()  # ended, failed or aborted; holds nothing
+
+
+@dataclass(slots=True, eq=False)
+class Sequence:
+    """A prompt that grows.
+
+    `tokens` are segment B: the prompt's ids after the adapter's prefix, then every drawn token. `rows` are positions of
+    prompt tokens whose logits are wanted besides those that sampling needs; each is asked for once, also when a
+    preemption makes it be computed again. With `max_tokens == 0` the prompt is computed and nothing is drawn.
+
+    The scheduler owns everything below `rows`. Raises ValueError for a sequence without tokens, or rows outside the
+    prompt.
+    """
+
+    id: int
+    tokens: list[int]
+    params: SamplingParams
+    adapter: AdapterSource | None = None
+    rows: frozenset[int] = frozenset()
+
+    prompt_len: int = field(init=False)
+    arrival: int = field(init=False, default=-1)  # order of `add`; the lower the older
+    status: Status = field(init=False, default=Status.WAITING)
+    computed: int = field(init=False, default=0)  # tokens of segment B that planned steps have computed
+    pending: int = field(init=False, default=0)  # tokens that planned steps draw and that have not arrived yet
+    reported: int = field(init=False, default=0)  # rows below this position have been asked for
+    blocks: tuple[int, ...] = field(init=False, default=())
+
+    def __post_init__(self) -> None:
+        self.prompt_len = len(self.tokens)
+        if not self.tokens:
+            raise ValueError("a sequence needs at least one token after its prefix")
+        if any(not 0 <= row < self.prompt_len for row in self.rows):
+            raise ValueError(f"rows must lie in the prompt of {self.prompt_len} tokens")
+
+    @property
+    def key(self) -> PrefixKey | None:
+        """Key of the adapter's prefix, None for the base model alone."""
+        return None if self.adapter is None else self.adapter.key
+
+    @property
+    def prefix_len(self) -> int:
+        """Tokens of segment A."""
+        return 0 if self.adapter is None else self.adapter.prefix_len
+
+    @property
+    def length(self) -> int:
+        """Tokens of segment B, those in flight included."""
+        return len(self.tokens) + self.pending
+
+    @property
+    def left(self) -> int:
+        """Tokens to compute before the next draw; 0 once the last token is drawn or being drawn."""
+        drawn = self.length - self.prompt_len
+        if drawn and drawn >= self.params.max_tokens:
+            return 0
+        return self.length - self.computed
+
+    def peek(self, count: int) -> tuple[int, ...]:
+        """Return the next `count` tokens to compute; PENDING stands for one still being drawn."""
+        end = self.computed + count
+        known = tuple(self.tokens[self.computed : end])
+        return known + (PENDING,) * (count - len(known))
+
+    def advance(self, count: int) -> tuple[int, ...]:
+        """Count `count` more tokens as computed; return the offsets among them whose rows are wanted."""
+        start, self.computed = self.computed, self.computed + count
+        if not self.rows or self.computed <= self.reported:
+            return ()
+        first = max(start, self.reported)
+        self.reported = self.computed
+        return tuple(i - start for i in range(first, self.computed) if i in self.rows)
+
+    def append(self, token: int, eos_token_ids: Collection[int]) -> FinishReason | None:
+        """Take in the drawn token; return why the sequence ends with it, None if it goes on.
+
+        Ids that end a sequence count once `min_tokens` tokens were drawn before; the sampler masks them until then.
+        """
+        drawn_before = len(self.tokens) - self.prompt_len
+        self.pending -= 1
+        self.tokens.append(token)
+        params = self.params
+        if drawn_before >= params.min_tokens and (
+            token in params.stop_token_ids or (token in eos_token_ids and not params.ignore_eos)
+        ):
+            return FinishReason.STOP
+        return FinishReason.LENGTH if drawn_before + 1 >= params.max_tokens else None
