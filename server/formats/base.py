@@ -25,7 +25,7 @@ _HEAD_DIM_DEFAULTS = {
 }  # fmt: skip
 """Where transformers' own default is a number and not hidden size / heads."""
 
-_CONTEXT_DEFAULTS = {"bloom": 2048}
+_CONTEXT_DEFAULTS: dict[str, dict[str, Any]] = {"bloom": {"seq_length": 2048}}
 """Families whose config need not state a length: ALiBi has no table of positions. The length it was trained on."""
 
 _VOLATILE = ("_name_or_path", "transformers_version")
@@ -68,9 +68,7 @@ def read_base_model(folder: Path, name: str | None = None) -> BaseModel:
         num_layers=_number(config, _LAYERS, folder),
         num_kv_heads=_kv_heads(config, heads),
         head_dim=_optional(config, ("head_dim",)) or _HEAD_DIM_DEFAULTS.get(family) or hidden // heads,
-        context_length=_optional(config, _CONTEXT)
-        or _CONTEXT_DEFAULTS.get(family)
-        or _number(config, _CONTEXT, folder),
+        context_length=_number({**_CONTEXT_DEFAULTS.get(family, {}), **config}, _CONTEXT, folder),
         eos_token_ids=_eos(folder, config, vocab_size),
     )
 

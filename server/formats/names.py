@@ -32,6 +32,11 @@ class AdapterRef:
         return f"{owner}{self.name}{chosen}"
 
 
+def is_name(text: str) -> bool:
+    """Whether this could be the name of a tenant or an adapter."""
+    return _NAME.fullmatch(text) is not None
+
+
 def check_name(name: str, *, param: str = "name") -> str:
     """Return an adapter's name unchanged. Raises InvalidRequest when it is none."""
     return _checked(name, "an adapter's name", param)
@@ -64,6 +69,6 @@ def parse_reference(text: str, *, param: str = "adapter") -> AdapterRef:
 
 
 def _checked(text: str, what: str, param: str) -> str:
-    if not _NAME.fullmatch(text):
+    if not is_name(text):
         raise InvalidRequest(f"{shown(text)} is not {what}: {_RULE}", param=param)
     return text
