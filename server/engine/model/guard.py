@@ -22,11 +22,12 @@ from server.engine.scheduler.plan import Prefix, Span
 TOLERANCE = 1e-4
 """Float32: the largest difference of a logit, in units of the logits' standard deviation where that is over 1."""
 
-ROUNDING = 0.15
-ROW_ROUNDING = 0.5
-"""Lower precision: the largest root mean square difference over a text, and in any of its rows, both over the logits'
-standard deviation. Two correct bfloat16 forwards of SmolLM2-135M differ by 0.07 (worst row 0.11); one that loses a
-token of the prefix differs by 0.33 (worst row 0.75).
+ROUNDING = 0.2
+"""Lower precision: the root mean square difference of the median row, over the logits' standard deviation.
+
+The median, since a few rows of any text are chaotic: changing SmolLM2-135M's embeddings by one bfloat16 step moves the
+worst row by up to 2.4, the median row by 0.05 to 0.09. Two correct forwards differ by up to 0.07; one that loses a
+single token of the prefix by 0.24 and 0.48 in the two texts behind it.
 """
 
 SHORT_WINDOW = 6
@@ -195,9 +196,8 @@ def _compare(model: LoadedModel, found: Tensor, expected: Tensor) -> None:
     if model.dtype == torch.float32:
         error, allowed = float((found - expected).abs().max()), TOLERANCE * max(1.0, spread)
     else:
-        squares = ((found - expected) / spread).square().mean(dim=-1)
-        worst = float(squares.max().sqrt()) * ROUNDING / ROW_ROUNDING
-        error, allowed = max(float(squares.mean().sqrt()), worst), ROUNDING
+        rows = (found - expected).square().mean(dim=-1).sqrt()
+        error, allowed = float(rows.median()), ROUNDING * spread
     if not error <= allowed:
         raise refuse(
             model.family,
