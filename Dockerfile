@@ -37,11 +37,15 @@ COPY --chown=10001:10001 adapters_store/public /var/lib/waybill/adapters_store/p
 ENV PATH=/app/venv/bin:$PATH \
     PYTHONUNBUFFERED=1 \
     PYTHONDONTWRITEBYTECODE=1 \
-    HF_HUB_OFFLINE=1
+    HF_HUB_OFFLINE=1 \
+    WAYBILL_HOST=0.0.0.0 \
+    WAYBILL_PORT=8000 \
+    WAYBILL_STORE=/var/lib/waybill/adapters_store \
+    WAYBILL_KEYS=/var/lib/waybill/keys.json
 WORKDIR /app
 USER 10001:10001
 VOLUME /var/lib/waybill
 EXPOSE 8000
 HEALTHCHECK --interval=10s --timeout=5s --start-period=120s --retries=3 \
     CMD ["python", "-c", "from urllib.request import ProxyHandler, build_opener; build_opener(ProxyHandler({})).open('http://127.0.0.1:8000/health/ready', timeout=4)"]
-ENTRYPOINT ["waybill", "serve", "--host", "0.0.0.0", "--port", "8000", "--store", "/var/lib/waybill/adapters_store", "--keys", "/var/lib/waybill/keys.json"]
+ENTRYPOINT ["waybill", "serve"]
