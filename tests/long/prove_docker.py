@@ -101,7 +101,7 @@ def ask(client: httpx.Client, name: str) -> tuple[str, str]:
     """Digest and text of a greedy answer."""
     body = {
         "adapter": name,
-        "messages": [{"role": "user", "content": "What is the capital of Italy?"}],
+        "prompt": "What is the capital of Italy?",
         "max_tokens": 16,
         "temperature": 0,
     }
