@@ -6,6 +6,7 @@
     ├── Unauthorized              401 invalid_api_key
     ├── NotFound                  404 not_found
     │   └── AdapterNotFound       404 adapter_not_found      also when it exists but is not yours
+    ├── MethodNotAllowed          405 method_not_allowed
     ├── DeadlineReached           408 timeout
     ├── TooLarge                  413 payload_too_large
     ├── UnsupportedMediaType      415 unsupported_media_type
@@ -83,6 +84,17 @@ class AdapterNotFound(NotFound):
     """No adapter of that name, version or digest that this tenant may see."""
 
     code = "adapter_not_found"
+
+
+class MethodNotAllowed(WaybillError):
+    """The route exists, but not with this method. `allow` names those it has, as the header of that name."""
+
+    status = 405
+    code = "method_not_allowed"
+
+    def __init__(self, message: str, *, allow: str = "") -> None:
+        super().__init__(message)
+        self.allow = allow
 
 
 class DeadlineReached(WaybillError):

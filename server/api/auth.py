@@ -1,0 +1,23 @@
+"""Who is asking: the dependency that every route under /v1 stands behind."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from fastapi import Depends, Request
+
+from server.api.record import record_of
+from server.service.tenants import KeyRing, Tenant
+
+
+def authorise(request: Request) -> Tenant:
+    """Return the caller's tenant. Raises Unauthorized."""
+    keys: KeyRing = request.app.state.keys
+    tenant = keys.authenticate(request.headers.get("authorization"))
+    record = record_of(request.scope)
+    record.tenant, record.key_id = tenant.name, tenant.key_id
+    return tenant
+
+
+CurrentTenant = Annotated[Tenant, Depends(authorise)]
+"""A route's parameter of this type is the caller."""

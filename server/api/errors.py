@@ -1,0 +1,135 @@
+"""The one place where errors become HTTP: OpenAI's error object, with Waybill's codes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from pydantic import ValidationError
+from starlette.exceptions import HTTPException
+from starlette.responses import JSONResponse, Response
+
+from server.api.client import ClientGone
+from server.api.record import CLIENT_GONE, record_of
+from server.errors import (
+    InvalidRequest,
+    MethodNotAllowed,
+    NotFound,
+    TooLarge,
+    Unauthorized,
+    Unavailable,
+    WaybillError,
+)
+
+MAX_DETAILS = 10
+"""Findings told at most; a body can be made to hold thousands."""
+
+MAX_ECHO = 200
+"""Characters of a client's own words that an answer repeats at most."""
+
+MAX_RETRY_AFTER = 60
+"""Seconds."""
+
+
+def error_body(error: WaybillError) -> dict[str, Any]:
+    """Return `{"error": {message, type, param, code, details?}}`."""
+    body: dict[str, Any] = {
+        "message": error.message,
+        "type": _type(error.status),
+        "param": error.param,
+        "code": error.code,
+    }
+    if error.details:
+        body["details"] = list(error.details[:MAX_DETAILS])
+    return {"error": body}
+
+
+def error_response(error: WaybillError) -> Response:
+    """Return the whole answer to a request that failed before its first byte."""
+    return JSONResponse(error_body(error), status_code=error.status, headers=_headers(error))
+
+
+def from_validation(error: ValidationError | RequestValidationError) -> InvalidRequest:
+    """Return the findings of pydantic as one error; values are never repeated, names only in part."""
+    findings = error.errors()[:MAX_DETAILS]
+    lines = [_line(finding) for finding in findings]
+    param = _path(findings[0]["loc"]) or None
+    return InvalidRequest(lines[0], param=param, details=tuple(lines) if len(lines) > 1 else ())
+
+
+def install(app: FastAPI) -> None:
+    """Register the handlers."""
+
+    @app.exception_handler(WaybillError)
+    async def _ours(request: Request, error: WaybillError) -> Response:
+        return _answer(request, error)
+
+    @app.exception_handler(RequestValidationError)
+    async def _validation(request: Request, error: RequestValidationError) -> Response:
+        return _answer(request, from_validation(error))
+
+    @app.exception_handler(HTTPException)
+    async def _http(request: Request, error: HTTPException) -> Response:
+        return _answer(request, _from_http(request, error))
+
+    @app.exception_handler(ClientGone)
+    async def _gone(request: Request, _: ClientGone) -> Response:
+        record_of(request.scope).status = CLIENT_GONE
+        return Response(status_code=CLIENT_GONE)
+
+
+def _answer(request: Request, error: WaybillError) -> Response:
+    record_of(request.scope).error = error.code
+    return error_response(error)
+
+
+def _from_http(request: Request, error: HTTPException) -> WaybillError:
+    if error.status_code == 404:
+        return NotFound("no such route")
+    if error.status_code == 405:
+        return MethodNotAllowed(f"this route does not take {request.method[:16]}", allow=_allow(error.headers))
+    return InvalidRequest("the request could not be read")
+
+
+def _allow(headers: Mapping[str, str] | None) -> str:
+    return (headers or {}).get("Allow", "")
+
+
+def _headers(error: WaybillError) -> dict[str, str]:
+    headers = {}
+    if isinstance(error, Unauthorized):
+        headers["WWW-Authenticate"] = "Bearer"
+    if isinstance(error, Unavailable):
+        headers["Retry-After"] = str(max(1, min(error.retry_after or 1, MAX_RETRY_AFTER)))
+    elif error.status in (408, 500):
+        # Common clients repeat these by themselves; the same request would only fail again.
+        headers["x-should-retry"] = "false"
+    if isinstance(error, TooLarge):
+        headers["Connection"] = "close"
+    if isinstance(error, MethodNotAllowed) and error.allow:
+        headers["Allow"] = error.allow
+    return headers
+
+
+def _type(status: int) -> str:
+    if status == 401:
+        return "authentication_error"
+    if status == 408:
+        return "timeout_error"
+    return "invalid_request_error" if status < 500 else "server_error"
+
+
+def _line(finding: Any) -> str:
+    path = _path(finding["loc"])
+    if finding["type"] == "extra_forbidden":
+        return f"{path}: unknown field"
+    if finding["type"] == "json_invalid":
+        return "the body is not valid JSON"
+    text = str(finding["msg"]).removeprefix("Value error, ")[:MAX_ECHO]
+    return f"{path}: {text}" if path else text
+
+
+def _path(location: tuple[int | str, ...]) -> str:
+    return ".".join(str(part) for part in location if part != "body")[:MAX_ECHO]

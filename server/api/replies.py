@@ -1,0 +1,164 @@
+"""What the generate route answers: the whole reply, and the frames of a stream."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import BaseModel
+
+from server.core import AdapterKind
+from server.service.choice import Choice
+from server.service.exchange import AdapterUsed, Delta, Timings, TokenLogprob, Usage
+from server.service.run import Run
+
+
+class AdapterReply(BaseModel):
+    """The version that answered."""
+
+    name: str
+    version: str
+    digest: str
+    kind: AdapterKind
+    num_virtual_tokens: int
+
+
+class LogprobReply(BaseModel):
+    """One token's log-probability; `top` holds the likeliest candidates."""
+
+    token_id: int
+    token: str
+    logprob: float
+    top: list[LogprobReply] = []
+
+
+class ChoiceReply(BaseModel):
+    """One choice; prompt p's choice c has the index `p * n + c`. In a stream, `text` is what is new."""
+
+    index: int
+    text: str
+    finish_reason: Literal["stop", "length", "abort", "timeout"] | None
+    stop_reason: str | int | None
+    token_ids: list[int] = []
+    logprobs: list[LogprobReply] = []
+
+
+class UsageReply(BaseModel):
+    """Tokens; virtual tokens are counted apart."""
+
+    prompt_tokens: int
+    completion_tokens: int
+    total_tokens: int
+    virtual_tokens: int
+
+
+class TimingsReply(BaseModel):
+    """Milliseconds."""
+
+    queue_ms: float
+    load_ms: float
+    ttft_ms: float
+    total_ms: float
+
+
+class GenerateReply(BaseModel):
+    """The reply of `POST /v1/generate`."""
+
+    id: str
+    object: Literal["text_generation"]
+    created: int
+    model: str
+    adapter: AdapterReply | None
+    choices: list[ChoiceReply]
+    usage: UsageReply
+    seed: int
+    timings: TimingsReply
+
+
+class ReplyWriter:
+    """Writes one run's reply or frames. `request_id` names them, `model` is the base model's name."""
+
+    def __init__(self, run: Run, *, request_id: str, model: str, token_ids: bool, logprobs: bool) -> None:
+        self._run = run
+        self._token_ids = token_ids
+        self._logprobs = logprobs
+        self._head: dict[str, Any] = {
+            "id": f"gen-{request_id}",
+            "object": "text_generation",
+            "created": run.created,
+            "model": model,
+            "adapter": None if run.adapter is None else _adapter(run.adapter),
+        }
+
+    def whole(self) -> dict[str, Any]:
+        """Return the unstreamed reply."""
+        return {**self._head, "choices": [self._whole_choice(c) for c in self._run.choices], **self._tail()}
+
+    def frame(self, deltas: list[Delta]) -> dict[str, Any]:
+        """Return a frame of deltas."""
+        return {**self._head, "object": "text_generation.chunk", "choices": [self._delta(d) for d in deltas]}
+
+    def last_frame(self) -> dict[str, Any]:
+        """Return the frame of usage, seed and timings."""
+        return {**self._head, "object": "text_generation.chunk", "choices": [], **self._tail()}
+
+    def _tail(self) -> dict[str, Any]:
+        run = self._run
+        return {"usage": _usage(run.usage), "seed": run.seed, "timings": _timings(run.timings)}
+
+    def _whole_choice(self, choice: Choice) -> dict[str, Any]:
+        whole = Delta(
+            choice.index,
+            choice.text,
+            tuple(choice.token_ids),
+            tuple(choice.logprobs),
+            choice.finish,
+            choice.stop_reason,
+        )
+        return self._delta(whole)
+
+    def _delta(self, delta: Delta) -> dict[str, Any]:
+        written: dict[str, Any] = {
+            "index": delta.index,
+            "text": delta.text,
+            "finish_reason": delta.finish,
+            "stop_reason": delta.stop_reason,
+        }
+        if self._token_ids:
+            written["token_ids"] = list(delta.token_ids)
+        if self._logprobs:
+            written["logprobs"] = [_logprob(entry) for entry in delta.logprobs]
+        return written
+
+
+def _adapter(used: AdapterUsed) -> dict[str, Any]:
+    return {
+        "name": used.name,
+        "version": used.version,
+        "digest": used.digest,
+        "kind": used.kind,
+        "num_virtual_tokens": used.num_virtual_tokens,
+    }
+
+
+def _logprob(entry: TokenLogprob) -> dict[str, Any]:
+    written: dict[str, Any] = {"token_id": entry.token_id, "token": entry.token, "logprob": entry.logprob}
+    written["top"] = [{"token_id": t.token_id, "token": t.token, "logprob": t.logprob} for t in entry.top]
+    return written
+
+
+def _usage(usage: Usage) -> dict[str, int]:
+    return {
+        "prompt_tokens": usage.prompt_tokens,
+        "completion_tokens": usage.completion_tokens,
+        "total_tokens": usage.total_tokens,
+        "virtual_tokens": usage.virtual_tokens,
+    }
+
+
+def _timings(timings: Timings) -> dict[str, float]:
+    return {
+        "queue_ms": round(timings.queue_ms, 2),
+        "load_ms": round(timings.load_ms, 2),
+        "ttft_ms": round(timings.ttft_ms, 2),
+        "total_ms": round(timings.total_ms, 2),
+    }

@@ -1,0 +1,106 @@
+"""The composition root: builds the rooms, connects them, and gives the ASGI app."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from importlib.metadata import version
+from pathlib import Path
+
+from fastapi import APIRouter, Depends, FastAPI
+
+from server.api import adapters, errors, generate, health, models, openapi
+from server.api.auth import authorise
+from server.api.middleware import LoopbackOnly, RequestLog
+from server.api.schemas import GenerateRequest
+from server.engine.client import EngineClient, ProcessEngine
+from server.formats.judge import AdapterLimits
+from server.metrics import Metrics
+from server.service.adapters import AdapterService
+from server.service.admission import Gate
+from server.service.generation import GenerationService
+from server.service.prompting import Prompter
+from server.service.tenants import KeyRing
+from server.service.tokenizer import Tokenizer
+from server.settings import Plan, Settings
+from server.store.local import AdapterStore
+
+
+def create_app(settings: Settings, plan: Plan, engine: EngineClient | None = None) -> FastAPI:
+    """Return the whole server as an ASGI app; its lifespan starts the engine and ends it.
+
+    `engine` is a fake in tests. What the routes need stands in `app.state`: keys, gate, engine, base, metrics,
+    generation, adapters, max_upload; `refusal` is why the engine would not start.
+    """
+    base = plan.engine.base
+    engine = engine or ProcessEngine(plan.engine)
+    tokenizer = Tokenizer(Path(plan.engine.model_path))
+    store = AdapterStore(settings.store)
+    metrics = Metrics(base.name)
+    gate = Gate(plan.max_open)
+    adapter_service = AdapterService(
+        store=store,
+        engine=engine,
+        base=base,
+        limits=AdapterLimits(plan.engine.max_virtual_tokens),
+        metrics=metrics,
+    )
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        await asyncio.to_thread(store.sweep)
+        try:
+            await engine.start()
+        except RuntimeError as error:
+            app.state.refusal = str(error)
+            raise
+        engine.on_report(metrics.observe_step)
+        try:
+            yield
+        finally:
+            await adapter_service.close()
+            await engine.close()
+
+    app = FastAPI(
+        title="Waybill",
+        version=version("waybill"),
+        description="One frozen language model, many tenants' prompt-learning adapters.",
+        lifespan=lifespan,
+        docs_url=None,
+        redoc_url=None,
+        redirect_slashes=False,
+    )
+    app.state.refusal = ""
+    app.state.keys = KeyRing(settings.keys)
+    app.state.gate = gate
+    app.state.engine = engine
+    app.state.base = base
+    app.state.metrics = metrics
+    app.state.adapters = adapter_service
+    app.state.max_upload = plan.max_upload
+    app.state.generation = GenerationService(
+        engine=engine,
+        adapters=adapter_service,
+        prompter=Prompter(tokenizer, base),
+        tokenizer=tokenizer,
+        base=base,
+        gate=gate,
+        metrics=metrics,
+    )
+    _add_routes(app)
+    if settings.keys is None:
+        app.add_middleware(LoopbackOnly)
+    app.add_middleware(RequestLog, metrics=metrics)
+    return app
+
+
+def _add_routes(app: FastAPI) -> None:
+    """Everything is under /v1 and behind a key, except probes and metrics."""
+    behind_key = APIRouter(prefix="/v1", dependencies=[Depends(authorise)])
+    for part in (generate, adapters, models):
+        behind_key.include_router(part.router)
+    app.include_router(behind_key)
+    app.include_router(health.router)
+    errors.install(app)
+    openapi.install(app, (GenerateRequest,))

@@ -1,0 +1,1 @@
+"""The asyncio use cases: generation, adapters, tenants. No FastAPI, no torch."""

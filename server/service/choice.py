@@ -1,0 +1,121 @@
+"""One sequence on its way to the client: engine events in, deltas of text out."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+from server.core import FinishReason, TokenEvent
+from server.engine.client import SequenceStream
+from server.engine.messages import Started
+from server.service.detokenizer import Detokenizer
+from server.service.exchange import Delta, TokenLogprob
+
+
+class Choice:
+    """One of the call's choices, from submission to its finish reason.
+
+    It reads its stream until the sequence ends, a stop string shows up in the text (then the sequence is aborted), or
+    it is ended from outside. `text`, `token_ids` and `logprobs` hold all so far; `take` gives what is new.
+    """
+
+    def __init__(
+        self,
+        index: int,
+        stream: SequenceStream,
+        detokenizer: Detokenizer,
+        stop_token_ids: frozenset[int],
+        token_text: Callable[[int], str],
+        observe_gap: Callable[[float], None],
+    ) -> None:
+        self.index = index
+        self.token_ids: list[int] = []
+        self.logprobs: list[TokenLogprob] = []
+        self.finish: FinishReason | None = None
+        self.stop_reason: str | int | None = None
+        self._stream = stream
+        self._detokenizer = detokenizer
+        self._stop_token_ids = stop_token_ids
+        self._token_text = token_text
+        self._observe_gap = observe_gap
+        self._pieces: list[str] = []
+        self._told_pieces = 0
+        self._told_tokens = 0
+        self._told_finish = False
+        self._last_token: float | None = None
+
+    @property
+    def text(self) -> str:
+        """All the text so far."""
+        return "".join(self._pieces)
+
+    @property
+    def started(self) -> Started | None:
+        """When the engine began with it, None before."""
+        return self._stream.started
+
+    async def read(self, wake: Callable[[], None]) -> None:
+        """Consume the stream to the end, calling `wake` after each token. Raises what the stream raises."""
+        async for event in self._stream:
+            self._absorb(event)
+            wake()
+            if self.finish is not None:
+                return
+
+    def end(self, reason: FinishReason) -> None:
+        """Finish now with what there is, unless it has finished; the sequence is aborted."""
+        if self.finish is None:
+            self._finish(reason, None)
+
+    def abort(self) -> None:
+        """End the sequence in the engine; safe at any time."""
+        self._stream.abort()
+
+    def take(self, *, details: bool) -> Delta | None:
+        """Return what is new, or None. `details`: token ids or logprobs alone are worth telling."""
+        text = "".join(self._pieces[self._told_pieces :])
+        fresh = self._told_tokens
+        ends = self.finish is not None and not self._told_finish
+        if not (text or ends or (details and len(self.token_ids) > fresh)):
+            return None
+        self._told_pieces, self._told_tokens, self._told_finish = len(self._pieces), len(self.token_ids), ends
+        return Delta(
+            self.index,
+            text,
+            tuple(self.token_ids[fresh:]),
+            tuple(self.logprobs[fresh:]),
+            self.finish if ends else None,
+            self.stop_reason if ends else None,
+        )
+
+    def _absorb(self, event: TokenEvent) -> None:
+        now = time.monotonic()
+        if self._last_token is not None:
+            self._observe_gap(now - self._last_token)
+        self._last_token = now
+        self._note(event)
+        if event.finish is FinishReason.STOP:
+            # The token that ends a sequence is no part of its text.
+            self._finish(event.finish, event.token if event.token in self._stop_token_ids else None)
+            return
+        self._pieces.append(self._detokenizer.push(event.token))
+        if event.finish is not None or self._detokenizer.stopped is not None:
+            self._finish(event.finish or FinishReason.STOP, None)
+
+    def _note(self, event: TokenEvent) -> None:
+        self.token_ids.append(event.token)
+        if event.logprob is not None:
+            entry = TokenLogprob(
+                event.token,
+                self._token_text(event.token),
+                event.logprob,
+                tuple(TokenLogprob(i, self._token_text(i), p) for i, p in event.top_logprobs),
+            )
+            self.logprobs.append(entry)
+
+    def _finish(self, reason: FinishReason, stop_reason: str | int | None) -> None:
+        """Release the text held back; a stop string that shows in it is why the sequence ended."""
+        self._pieces.append(self._detokenizer.flush())
+        stopped = self._detokenizer.stopped
+        self.finish, self.stop_reason = (reason, stop_reason) if stopped is None else (FinishReason.STOP, stopped)
+        self._stream.abort()

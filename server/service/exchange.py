@@ -1,0 +1,121 @@
+"""What one generate call takes and what it gives back, as plain values."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from server.core import AdapterKind, FinishReason
+
+DEFAULT_MAX_TOKENS = 256
+"""Tokens generated when the request names no number and the context has room for them."""
+
+MAX_SEQUENCES = 64
+"""The most prompts times choices of one request."""
+
+Prompt = str | tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    """The request's sampling parameters, as `server.core.SamplingParams` explains them."""
+
+    temperature: float = 0.0
+    top_k: int = 0
+    top_p: float = 1.0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    logit_bias: tuple[tuple[int, float], ...] = ()
+    min_tokens: int = 0
+    stop_token_ids: tuple[int, ...] = ()
+    ignore_eos: bool = False
+    logprobs: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class GenerateCommand:
+    """One generate call. Exactly one of `prompts`, `messages` and `fields` is given.
+
+    `seed` is 63 bits; None draws one. `timeout` is in seconds from the request's arrival.
+    """
+
+    prompts: tuple[Prompt, ...] = ()
+    messages: tuple[dict[str, str], ...] | None = None
+    fields: dict[str, str] | None = None
+    adapter: str | None = None
+    task: str | int | None = None
+    max_tokens: int | None = None
+    sampling: Sampling = Sampling()
+    stop: tuple[str, ...] = ()
+    n: int = 1
+    seed: int | None = None
+    timeout: float | None = None
+    return_token_ids: bool = False
+
+    @property
+    def details(self) -> bool:
+        """Whether tokens are told as well as text."""
+        return self.return_token_ids or self.sampling.logprobs is not None
+
+    @property
+    def num_prompts(self) -> int:
+        """How many prompts the call holds; messages and fields are one."""
+        return len(self.prompts) or 1
+
+
+@dataclass(frozen=True, slots=True)
+class AdapterUsed:
+    """The version that answered."""
+
+    name: str
+    version: str
+    digest: str
+    kind: AdapterKind
+    num_virtual_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class TokenLogprob:
+    """One drawn token's log-probability under the raw distribution, and the likeliest candidates there."""
+
+    token_id: int
+    token: str
+    logprob: float
+    top: tuple[TokenLogprob, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Delta:
+    """What one choice gained since the last delta. `finish` is set on its last."""
+
+    index: int
+    text: str
+    token_ids: tuple[int, ...] = ()
+    logprobs: tuple[TokenLogprob, ...] = ()
+    finish: FinishReason | None = None
+    stop_reason: str | int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """Tokens of the call: virtual tokens are counted apart and are not part of `prompt_tokens`."""
+
+    prompt_tokens: int
+    completion_tokens: int
+    virtual_tokens: int
+
+    @property
+    def total_tokens(self) -> int:
+        """Prompt and completion together."""
+        return self.prompt_tokens + self.completion_tokens
+
+
+@dataclass(frozen=True, slots=True)
+class Timings:
+    """Milliseconds: waiting for the engine, of that for the adapter; to the first token; in all."""
+
+    queue_ms: float
+    load_ms: float
+    ttft_ms: float
+    total_ms: float

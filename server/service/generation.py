@@ -1,0 +1,258 @@
+"""The use case of `POST /v1/generate`: a command in, an open run of sequences out."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+import time
+
+from server.core import AdapterSource, BaseModel, FinishReason, PrefixKey, SamplingParams
+from server.engine.client import EngineClient, SequenceStream
+from server.engine.messages import Hello
+from server.errors import ContextTooLong, DeadlineReached, InvalidRequest, WaybillError
+from server.metrics import Metrics
+from server.service.adapters import AdapterService
+from server.service.admission import Gate
+from server.service.choice import Choice
+from server.service.detokenizer import Detokenizer
+from server.service.exchange import (
+    DEFAULT_MAX_TOKENS,
+    MAX_SEQUENCES,
+    AdapterUsed,
+    GenerateCommand,
+    Usage,
+)
+from server.service.prompting import Prompter, RenderedPrompt
+from server.service.run import Run
+from server.service.seeds import choice_seed
+from server.service.tenants import Tenant
+from server.service.tokenizer import Tokenizer
+from server.store.version import Version
+
+RESTART_WAIT = 30.0
+"""Seconds that a request waits for an engine that is being restarted."""
+
+
+class GenerationService:
+    """Runs generate calls on the engine, and knows every one that is open."""
+
+    def __init__(
+        self,
+        *,
+        engine: EngineClient,
+        adapters: AdapterService,
+        prompter: Prompter,
+        tokenizer: Tokenizer,
+        base: BaseModel,
+        gate: Gate,
+        metrics: Metrics,
+    ) -> None:
+        self._engine = engine
+        self._adapters = adapters
+        self._prompter = prompter
+        self._tokenizer = tokenizer
+        self._base = base
+        self._gate = gate
+        self._metrics = metrics
+        self._runs: set[Run] = set()
+
+    async def open(self, tenant: Tenant, command: GenerateCommand) -> Run:
+        """Resolve, render, judge and submit; the caller must `close` the run.
+
+        Raises AdapterNotFound, InvalidRequest, ContextTooLong, Overloaded, Draining, EngineRestarting.
+        """
+        arrived = time.monotonic()
+        places = command.num_prompts * command.n
+        self._check_command(command, places)
+        self._gate.enter(places)
+        version: Version | None = None
+        try:
+            async with asyncio.timeout(command.timeout):
+                if command.adapter is not None:
+                    version = await self._adapters.acquire(tenant, command.adapter)
+                rendered = await self._render(version, command)
+                await self._engine.wait_ready(RESTART_WAIT)
+            return self._start(command, version, rendered, arrived, places)
+        except BaseException as error:
+            self._give_back(version, places)
+            if isinstance(error, TimeoutError):
+                raise DeadlineReached("timeout_s passed before the first token") from None
+            raise
+
+    def fail_all(self, error: WaybillError) -> None:
+        """End every open run with this error (the server's time to shut down is over)."""
+        for run in tuple(self._runs):
+            run.fail(error)
+
+    def _check_command(self, command: GenerateCommand, places: int) -> None:
+        """Refuse what is wrong whatever the adapter."""
+        if places > MAX_SEQUENCES:
+            raise InvalidRequest(f"prompts times n is {places}; the most is {MAX_SEQUENCES}", param="n")
+        vocabulary = self._base.vocab_size
+        named = [("stop_token_ids", command.sampling.stop_token_ids)]
+        named.append(("logit_bias", tuple(token for token, _ in command.sampling.logit_bias)))
+        named += [("prompt", prompt) for prompt in command.prompts if not isinstance(prompt, str)]
+        for param, ids in named:
+            if ids and not 0 <= min(ids) <= max(ids) < vocabulary:
+                raise InvalidRequest(f"{param} holds token ids outside 0..{vocabulary - 1}", param=param)
+
+    async def _render(self, version: Version | None, command: GenerateCommand) -> list[RenderedPrompt]:
+        """Render every prompt in a thread: templates and tokenizers are not made to share an event loop."""
+        spec = None if version is None else version.spec
+        sources = command.prompts or (None,)
+
+        def work() -> list[RenderedPrompt]:
+            return [
+                self._prompter.render(
+                    spec,
+                    prompt=prompt,
+                    messages=command.messages,
+                    fields=command.fields,
+                    task=command.task,
+                )
+                for prompt in sources
+            ]
+
+        return await asyncio.to_thread(work)
+
+    def _start(
+        self,
+        command: GenerateCommand,
+        version: Version | None,
+        rendered: list[RenderedPrompt],
+        arrived: float,
+        places: int,
+    ) -> Run:
+        seed = secrets.randbits(63) if command.seed is None else command.seed
+        hello = self._engine.hello
+        sources = [None if version is None else self._source(version, prompt) for prompt in rendered]
+        limits = [_max_tokens(command, prompt, source, hello) for prompt, source in zip(rendered, sources, strict=True)]
+        choices: list[Choice] = []
+        try:
+            for prompt, source, max_tokens in zip(rendered, sources, limits, strict=True):
+                for number in range(command.n):
+                    params = _params(command, max_tokens, choice_seed(seed, number))
+                    stream = self._engine.submit(prompt.tokens, params, source)
+                    choices.append(self._choice(len(choices), stream, command))
+        except BaseException:
+            for choice in choices:
+                choice.abort()
+            raise
+        text_tokens = sum(prompt.num_text_tokens for prompt in rendered)
+        virtual_tokens = 0 if version is None else version.spec.num_virtual_tokens * len(rendered)
+
+        def on_close(run: Run) -> None:
+            self._runs.discard(run)
+            self._give_back(version, places)
+            self._observe(run)
+
+        run = Run(
+            choices,
+            adapter=None if version is None else _used(version),
+            seed=seed,
+            usage=lambda completion: Usage(text_tokens, completion, virtual_tokens),
+            arrived=arrived,
+            deadline=None if command.timeout is None else arrived + command.timeout,
+            details=command.details,
+            on_close=on_close,
+        )
+        self._runs.add(run)
+        return run
+
+    def _choice(self, index: int, stream: SequenceStream, command: GenerateCommand) -> Choice:
+        return Choice(
+            index,
+            stream,
+            Detokenizer(self._tokenizer, command.stop, min_tokens=command.sampling.min_tokens),
+            frozenset(command.sampling.stop_token_ids),
+            self._tokenizer.token_text,
+            self._metrics.observe_gap,
+        )
+
+    def _source(self, version: Version, prompt: RenderedPrompt) -> AdapterSource:
+        spec = version.spec
+        length = spec.num_virtual_tokens if spec.kind.holds_kv else len(prompt.prefix_ids)
+        return AdapterSource(
+            key=PrefixKey(self._base.digest, version.digest, prompt.task_index, length),
+            kind=spec.kind,
+            path=str(version.tensors),
+            sha256=spec.tensors_sha256,
+            num_virtual_tokens=spec.num_virtual_tokens,
+            prefix_ids=prompt.prefix_ids,
+            needs_table=prompt.needs_table,
+            scale_by_sqrt_hidden=spec.scale_by_sqrt_hidden,
+        )
+
+    def _observe(self, run: Run) -> None:
+        usage, timings = run.usage, run.timings
+        self._metrics.observe_answer(
+            prompt_tokens=usage.prompt_tokens,
+            completion_tokens=usage.completion_tokens,
+            virtual_tokens=usage.virtual_tokens,
+            finish_reasons=tuple(choice.finish or FinishReason.ABORT for choice in run.choices),
+            queue=timings.queue_ms / 1000,
+            ttft=timings.ttft_ms / 1000,
+            total=timings.total_ms / 1000,
+        )
+
+    def _give_back(self, version: Version | None, places: int) -> None:
+        if version is not None:
+            self._adapters.release(version)
+        self._gate.leave(places)
+
+
+def _used(version: Version) -> AdapterUsed:
+    spec = version.spec
+    return AdapterUsed(version.name, version.label, version.digest, spec.kind, spec.num_virtual_tokens)
+
+
+def _params(command: GenerateCommand, max_tokens: int, seed: int) -> SamplingParams:
+    sampling = command.sampling
+    return SamplingParams(
+        max_tokens=max_tokens,
+        temperature=sampling.temperature,
+        top_k=sampling.top_k,
+        top_p=sampling.top_p,
+        min_p=sampling.min_p,
+        repetition_penalty=sampling.repetition_penalty,
+        presence_penalty=sampling.presence_penalty,
+        frequency_penalty=sampling.frequency_penalty,
+        logit_bias=sampling.logit_bias,
+        seed=seed,
+        min_tokens=sampling.min_tokens,
+        stop_token_ids=sampling.stop_token_ids,
+        ignore_eos=sampling.ignore_eos,
+        logprobs=sampling.logprobs,
+    )
+
+
+def _max_tokens(command: GenerateCommand, prompt: RenderedPrompt, source: AdapterSource | None, hello: Hello) -> int:
+    """Return how many tokens to generate. Raises ContextTooLong for what can never fit this engine."""
+    prefix = 0 if source is None else source.prefix_len
+    if not prompt.tokens:
+        raise InvalidRequest("the prompt is empty: it holds no token", param="prompt")
+    held = f"{prefix + len(prompt.tokens)} tokens"
+    if source is not None:
+        held += f", {source.num_virtual_tokens} of them virtual"
+    room = min(hello.max_model_len, _capacity(prefix, hello)) - prefix - len(prompt.tokens)
+    wanted = min(DEFAULT_MAX_TOKENS, max(room, 1)) if command.max_tokens is None else command.max_tokens
+    if wanted > room:
+        raise ContextTooLong(
+            f"the prompt takes {held}, and max_tokens is {wanted}; together they may be"
+            f" {prefix + len(prompt.tokens) + max(room, 0)}",
+            param="prompt" if room < 1 else "max_tokens",
+        )
+    if command.sampling.min_tokens > wanted:
+        raise InvalidRequest(f"min_tokens is above max_tokens ({wanted})", param="min_tokens")
+    return wanted
+
+
+def _capacity(prefix: int, hello: Hello) -> int:
+    """Return how many tokens one sequence with such a prefix may hold if it has the whole KV pool to itself."""
+    prefix_blocks = -(-prefix // hello.block_size)
+    if prefix_blocks > hello.prefix_blocks:
+        raise ContextTooLong(
+            f"the adapter's prefix takes {prefix_blocks} KV blocks; this server has {hello.prefix_blocks} for prefixes",
+            param="adapter",
+        )
+    return prefix + (hello.num_blocks - prefix_blocks) * hello.block_size

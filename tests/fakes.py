@@ -1,0 +1,230 @@
+"""A deterministic engine in this process: for tests of everything above the seam."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Sequence
+from dataclasses import dataclass, field
+
+from server.core import AdapterSource, FinishReason, SamplingParams, TokenEvent
+from server.engine.messages import Hello, Started, StepReport, StepStats
+from server.errors import AdapterRejected, EngineFault, EngineRestarting, WaybillError
+
+HELLO = Hello(
+    max_model_len=1024,
+    num_blocks=64,
+    block_size=64,
+    prefix_blocks=32,
+    dtype="float32",
+    device="cpu",
+    attention="reference",
+)
+
+NextToken = Callable[[Sequence[int], int, SamplingParams], int]
+"""From all tokens so far (virtual rows included) and how many of them are output, to the next."""
+
+
+def letters(tokens: Sequence[int], index: int, params: SamplingParams) -> int:
+    """A token that depends on every token before it and on the seed, within the ids of the 26 small letters."""
+    state = params.seed % 9973 if params.temperature else 1
+    for token in tokens:
+        state = (state * 31 + token + 7) % 9973
+    return ord("a") + state % 26
+
+
+def saying(*tokens: int) -> NextToken:
+    """An engine that says these tokens over and over, whatever the prompt."""
+    return lambda history, index, params: tokens[index % len(tokens)]
+
+
+@dataclass(eq=False)
+class FakeStream:
+    """One sequence of the fake."""
+
+    number: int
+    tokens: tuple[int, ...]
+    params: SamplingParams
+    adapter: AdapterSource | None
+    started: Started | None = None
+    ended: bool = False
+    inbox: asyncio.Queue[TokenEvent | WaybillError | None] = field(default_factory=asyncio.Queue)
+    output: list[int] = field(default_factory=list)
+
+    async def __aiter__(self) -> AsyncIterator[TokenEvent]:
+        while True:
+            item = await self.inbox.get()
+            if item is None:
+                return
+            if isinstance(item, WaybillError):
+                raise item
+            yield item
+            if item.finish is not None:
+                return
+
+    def abort(self) -> None:
+        if not self.ended:
+            self.ended = True
+            self.inbox.put_nowait(None)
+
+
+class FakeEngine:
+    """An `EngineClient` without an engine: one step of every open sequence per turn of the event loop.
+
+    `step_seconds` slows it down. `pause()` holds its steps until `resume()`. `die()` and `revive()` play a crash.
+    What it was asked stands in `submitted`, `checked` and `forgotten`.
+    """
+
+    def __init__(
+        self,
+        *,
+        hello: Hello = HELLO,
+        next_token: NextToken = letters,
+        eos: frozenset[int] = frozenset(),
+        step_seconds: float = 0.0,
+    ) -> None:
+        self._hello = hello
+        self._next_token = next_token
+        self._eos = eos
+        self._step_seconds = step_seconds
+        self._going = asyncio.Event()
+        self._going.set()
+        self._up = asyncio.Event()
+        self._listeners: list[Callable[[StepReport], None]] = []
+        self._looping: asyncio.Task[None] | None = None
+        self._work = asyncio.Event()
+        self.submitted: list[FakeStream] = []
+        self.checked: list[AdapterSource] = []
+        self.forgotten: list[str] = []
+        self.rejects: str = ""
+        self.fail_after: int | None = None
+
+    @property
+    def ready(self) -> bool:
+        return self._up.is_set()
+
+    @property
+    def hello(self) -> Hello:
+        return self._hello
+
+    @property
+    def running(self) -> list[FakeStream]:
+        """Sequences that hold memory now."""
+        return [stream for stream in self.submitted if not stream.ended]
+
+    async def start(self) -> None:
+        self._up.set()
+        self._looping = asyncio.create_task(self._loop())
+
+    async def wait_ready(self, seconds: float) -> None:
+        try:
+            await asyncio.wait_for(self._up.wait(), seconds)
+        except TimeoutError:
+            raise EngineRestarting("the engine is being restarted", retry_after=5) from None
+
+    async def close(self) -> None:
+        self.die()
+        if self._looping is not None:
+            self._looping.cancel()
+            await asyncio.gather(self._looping, return_exceptions=True)
+
+    def submit(
+        self, tokens: tuple[int, ...], params: SamplingParams, adapter: AdapterSource | None = None
+    ) -> FakeStream:
+        if not self.ready:
+            raise EngineRestarting("the engine is being restarted", retry_after=5)
+        stream = FakeStream(len(self.submitted), tokens, params, adapter)
+        self.submitted.append(stream)
+        self._work.set()
+        return stream
+
+    async def check(self, adapter: AdapterSource) -> None:
+        self.checked.append(adapter)
+        if self.rejects:
+            raise AdapterRejected(self.rejects)
+
+    def forget(self, digest: str) -> None:
+        self.forgotten.append(digest)
+
+    def on_report(self, listener: Callable[[StepReport], None]) -> None:
+        self._listeners.append(listener)
+
+    def pause(self) -> None:
+        """Make no token until `resume`."""
+        self._going.clear()
+
+    def resume(self) -> None:
+        """Go on."""
+        self._going.set()
+
+    def die(self) -> None:
+        """Every open sequence fails, and the engine is down."""
+        self._up.clear()
+        for stream in self.running:
+            stream.ended = True
+            stream.inbox.put_nowait(EngineRestarting("the engine process died; it is being restarted"))
+
+    def revive(self) -> None:
+        """The engine is up again."""
+        self._up.set()
+
+    async def _loop(self) -> None:
+        while True:
+            await self._going.wait()
+            if not self.running:
+                self._work.clear()
+                await self._work.wait()
+                continue
+            self._step()
+            await asyncio.sleep(self._step_seconds)
+
+    def _step(self) -> None:
+        batch = self.running
+        events = tuple(event for stream in batch if (event := self._advance(stream)) is not None)
+        report = StepReport(events=events, stats=self._stats(batch))
+        for listener in self._listeners:
+            listener(report)
+
+    def _advance(self, stream: FakeStream) -> TokenEvent | None:
+        if stream.started is None:
+            stream.started = Started(stream.number, queue_ms=1.0, load_ms=0.5)
+        if self.fail_after is not None and len(stream.output) >= self.fail_after:
+            stream.ended = True
+            stream.inbox.put_nowait(EngineFault("the engine failed on this request"))
+            return None
+        prefix = stream.adapter.prefix_ids if stream.adapter is not None else ()
+        token = self._next_token((*prefix, *stream.tokens, *stream.output), len(stream.output), stream.params)
+        stream.output.append(token)
+        event = self._event(stream, token)
+        stream.ended = event.finish is not None
+        stream.inbox.put_nowait(event)
+        return event
+
+    def _event(self, stream: FakeStream, token: int) -> TokenEvent:
+        params, count = stream.params, len(stream.output)
+        finish = FinishReason.LENGTH if count >= params.max_tokens else None
+        ends = token in params.stop_token_ids or (token in self._eos and not params.ignore_eos)
+        if ends and count > params.min_tokens:
+            finish = FinishReason.STOP
+        if params.logprobs is None:
+            return TokenEvent(stream.number, token, finish)
+        top = tuple((token + i, -0.5 - i) for i in range(params.logprobs))
+        return TokenEvent(stream.number, token, finish, -0.5, top)
+
+    def _stats(self, batch: list[FakeStream]) -> StepStats:
+        kinds = {None if s.adapter is None else s.adapter.kind for s in batch}
+        adapters = {s.adapter.key.adapter for s in batch if s.adapter is not None}
+        return StepStats(
+            running=len(batch),
+            waiting=0,
+            batch_sequences=len(batch),
+            batch_tokens=len(batch),
+            batch_adapters=len(adapters),
+            batch_kinds=len(kinds),
+            blocks_used=len(batch),
+            blocks_total=self._hello.num_blocks,
+            prefix_blocks_used=len(adapters),
+            resident_adapters=len(adapters),
+            cold_loads=len(adapters),
+            preemptions=0,
+            step_ms=1.0,
+        )
