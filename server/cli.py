@@ -84,7 +84,7 @@ def serve(
         bound = serving.bind(settings.host, settings.port)
     except (ValueError, OSError) as error:
         _fail(str(error))
-    _print_plan(settings, plan, machine)
+    _print_plan(settings, plan, machine, port=bound.getsockname()[1])
     logs.configure()
     try:
         app = create_app(settings, plan)
@@ -199,7 +199,7 @@ def _fetch(target: Path) -> None:
         _fail(str(error))
 
 
-def _print_plan(settings: Settings, plan: Plan, machine: Machine) -> None:
+def _print_plan(settings: Settings, plan: Plan, machine: Machine, port: int) -> None:
     engine = plan.engine
     rows = {
         "machine": str(machine),
@@ -216,7 +216,7 @@ def _print_plan(settings: Settings, plan: Plan, machine: Machine) -> None:
         "queue": str(plan.queue),
         "max-upload": format_size(plan.max_upload),
         "shutdown-timeout": f"{settings.shutdown_timeout:g} s",
-        "address": f"http://{settings.host}:{settings.port}",
+        "address": f"http://{settings.host}:{port}",
     }
     table = Table(show_header=False, box=None, title="Waybill", title_justify="left", pad_edge=False)
     for name, value in rows.items():

@@ -6,12 +6,12 @@ import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from fastapi import APIRouter, Request
+from fastapi import Request
 from fastapi import Path as PathParameter
 from pydantic import BaseModel
 from starlette.responses import JSONResponse, Response
 
-from server.api.auth import CurrentTenant
+from server.api.auth import CurrentTenant, protected_router
 from server.api.client import unless_gone
 from server.api.multipart import Form, read_form
 from server.api.openapi import form_body
@@ -25,7 +25,7 @@ from server.service.admission import Gate
 from server.service.tenants import Tenant
 from server.store.version import Version
 
-router = APIRouter()
+router = protected_router()
 
 _ARCHIVE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}\.zip")
 _FORM = form_body(

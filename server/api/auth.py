@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from fastapi import Depends, Request
+from fastapi import APIRouter, Depends, Request
 
 from server.api.record import record_of
 from server.service.tenants import KeyRing, Tenant
@@ -21,3 +21,8 @@ def authorise(request: Request) -> Tenant:
 
 CurrentTenant = Annotated[Tenant, Depends(authorise)]
 """A route's parameter of this type is the caller."""
+
+
+def protected_router() -> APIRouter:
+    """Return a router for routes under /v1; none of them is reached without a key."""
+    return APIRouter(prefix="/v1", dependencies=[Depends(authorise)])

@@ -67,7 +67,7 @@ def install(app: FastAPI) -> None:
         return _answer(request, error)
 
     @app.exception_handler(RequestValidationError)
-    async def _validation(request: Request, error: RequestValidationError) -> Response:
+    async def _parameters(request: Request, error: RequestValidationError) -> Response:
         return _answer(request, from_validation(error))
 
     @app.exception_handler(HTTPException)
@@ -132,4 +132,8 @@ def _line(finding: Any) -> str:
 
 
 def _path(location: tuple[int | str, ...]) -> str:
-    return ".".join(str(part) for part in location if part != "body")[:MAX_ECHO]
+    if location[:1] == ("path",):  # FastAPI says where a route's own parameter came from
+        location = location[1:]
+    named = [str(part) for part in location[:1]]
+    named += [str(part) for part in location[1:] if not str(part).startswith("<")]
+    return ".".join(named)[:MAX_ECHO]

@@ -5,11 +5,11 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from fastapi import APIRouter, Request
+from fastapi import Request
 from starlette.responses import JSONResponse, Response
 from starlette.types import Receive, Scope, Send
 
-from server.api.auth import CurrentTenant
+from server.api.auth import CurrentTenant, protected_router
 from server.api.body import read_json
 from server.api.client import ClientGone, unless_gone
 from server.api.errors import error_body
@@ -24,7 +24,7 @@ from server.service.run import Run
 MAX_BODY = 8 * 2**20
 """Bytes of a generate request's body."""
 
-router = APIRouter()
+router = protected_router()
 
 
 @router.post(

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from typing import Literal
 
-from fastapi import APIRouter, Request
+from fastapi import Request
 from pydantic import BaseModel
 
 from server import core
+from server.api.auth import protected_router
 from server.engine.client import EngineClient
 
-router = APIRouter()
+router = protected_router()
 
 
 class ModelCard(BaseModel):

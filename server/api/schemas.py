@@ -11,30 +11,37 @@ from server.service.exchange import GenerateCommand, Prompt, Sampling
 TokenId = Annotated[int, Field(ge=0, le=2**31 - 1)]
 StopString = Annotated[str, Field(min_length=1, max_length=256)]
 
-ADAPTER_REFERENCE = (
-    r"^(?:[a-z0-9][a-z0-9._-]{0,62}/)?[a-z0-9][a-z0-9._-]{0,62}(?:@(?:v[1-9][0-9]{0,8}|sha256:[0-9a-f]{12,64}))?$"
-)
 MAX_BIASES = 1024
 
 
 def _prompt_shape(value: Any) -> str:
-    """Tell the four shapes apart, so that an error speaks of the one that was meant."""
+    """Tell the four shapes apart, so that an error speaks of the one that was meant.
+
+    Tags of such shapes are in angle brackets: `server.api.errors` leaves them out of a field's path.
+    """
     if not isinstance(value, list):
-        return "text"
+        return "<text>"
     first = value[0] if value else ""
     if isinstance(first, list):
-        return "id_lists"
-    return "ids" if isinstance(first, int) else "texts"
+        return "<id_lists>"
+    return "<ids>" if isinstance(first, int) else "<texts>"
 
 
 Shapes = (
-    Annotated[str, Tag("text")]
-    | Annotated[list[TokenId], Tag("ids")]
-    | Annotated[list[str], Field(min_length=1, max_length=64), Tag("texts")]
+    Annotated[str, Tag("<text>")]
+    | Annotated[list[TokenId], Tag("<ids>")]
+    | Annotated[list[str], Field(min_length=1, max_length=64), Tag("<texts>")]
     | Annotated[
-        list[Annotated[list[TokenId], Field(min_length=1)]], Field(min_length=1, max_length=64), Tag("id_lists")
+        list[Annotated[list[TokenId], Field(min_length=1)]], Field(min_length=1, max_length=64), Tag("<id_lists>")
     ]
 )
+
+
+Task = Annotated[int, Field(ge=0), Tag("<index>")] | Annotated[str, Field(max_length=64), Tag("<name>")]
+
+
+def _task_shape(value: Any) -> str:
+    return "<name>" if isinstance(value, str) else "<index>"
 
 
 class Strict(BaseModel):
@@ -61,7 +68,7 @@ class ChatMessage(Strict):
 class GenerateRequest(Strict):
     """The body of `POST /v1/generate`. Exactly one of `prompt`, `messages` and `fields` is given."""
 
-    adapter: Annotated[str, Field(max_length=200, pattern=ADAPTER_REFERENCE)] | None = Field(
+    adapter: Annotated[str, Field(max_length=200)] | None = Field(
         None, description="`name`, `tenant/name`, with `@v3` or `@sha256:…` for one version; absent: the base model."
     )
     prompt: Annotated[Shapes, Discriminator(_prompt_shape)] | None = Field(
@@ -73,7 +80,7 @@ class GenerateRequest(Strict):
     fields: Annotated[dict[str, str], Field(max_length=64)] | None = Field(
         None, description="What fills the adapter's template, by field name."
     )
-    task: Annotated[int, Field(ge=0)] | Annotated[str, Field(max_length=64)] | None = Field(
+    task: Annotated[Task, Discriminator(_task_shape)] | None = Field(
         None, description="Name or index of the task of a multitask adapter."
     )
     max_tokens: int | None = Field(
@@ -91,10 +98,12 @@ class GenerateRequest(Strict):
     logit_bias: dict[str, Annotated[float, Field(ge=-100, le=100)]] = Field(
         default_factory=dict, max_length=MAX_BIASES, description="Added to the logits, by token id."
     )
-    stop: Annotated[StopString, Tag("one")] | Annotated[list[StopString], Field(max_length=16), Tag("many")] = Field(
-        default_factory=list,
-        discriminator=Discriminator(lambda value: "many" if isinstance(value, list) else "one"),
-        description="Strings that end the text; they are no part of it.",
+    stop: Annotated[StopString, Tag("<one>")] | Annotated[list[StopString], Field(max_length=16), Tag("<many>")] = (
+        Field(
+            default_factory=list,
+            discriminator=Discriminator(lambda value: "<many>" if isinstance(value, list) else "<one>"),
+            description="Strings that end the text; they are no part of it.",
+        )
     )
     stop_token_ids: list[TokenId] = Field(
         default_factory=list, max_length=64, description="Token ids that end the text; they are no part of it."

@@ -87,6 +87,23 @@ def templated(template: str, rows: int = 4) -> dict[str, bytes]:
     return {**files, "waybill.json": json.dumps({"version": 1, "template": template}).encode()}
 
 
+def multitask(tasks: int, rows: int = 4) -> dict[str, bytes]:
+    """The files of a multitask soft prompt with one low-rank matrix per task."""
+    config = {
+        "peft_type": "MULTITASK_PROMPT_TUNING",
+        "task_type": "CAUSAL_LM",
+        "num_virtual_tokens": rows,
+        "num_tasks": tasks,
+        "num_ranks": 1,
+    }
+    tensors = {
+        "prompt_embeddings": np.full((rows, HIDDEN), 0.5, dtype=np.float32),
+        "prefix_task_cols": np.ones((tasks, rows, 1), dtype=np.float32),
+        "prefix_task_rows": np.ones((tasks, 1, HIDDEN), dtype=np.float32),
+    }
+    return {"adapter_config.json": json.dumps(config).encode(), "adapter_model.safetensors": save(tensors)}
+
+
 def _files(config: dict[str, object], table: np.ndarray) -> dict[str, bytes]:
     return {
         "adapter_config.json": json.dumps(config).encode(),
