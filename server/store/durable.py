@@ -76,10 +76,10 @@ def hold(folder: Path) -> int:
 
 
 def try_hold(folder: Path) -> int | None:
-    """Like `hold`, but None where another holds the lock, the folder is gone, or there are no locks."""
+    """Like `hold`, but None where another holds the lock, there is no such folder, or there are no locks."""
     try:
         handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)

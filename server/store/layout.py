@@ -1,16 +1,14 @@
-"""Where things lie below the store's root, and how a version folder gets its place and leaves it."""
+"""Where things lie below the store's root, and how a version folder gets its place."""
 
 from __future__ import annotations
 
 import errno
 import os
 import re
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 from server.formats.names import is_name
-from server.store.digest import MANIFEST
 from server.store.durable import sync
 
 STAGING = ".staging"
@@ -69,11 +67,3 @@ def place_version(staged: Path, home: Path, after: int) -> int:
             continue
         sync(home / "versions")
         return number
-
-
-def remove_version(home: Path, number: int) -> None:
-    """Remove a version's files, the manifest first: without it, what a crash leaves is no version."""
-    folder = version_folder(home, number)
-    (folder / MANIFEST).unlink(missing_ok=True)
-    sync(folder)
-    shutil.rmtree(folder)

@@ -34,9 +34,8 @@ from server.store.layout import (
     names_in,
     numbers_in,
     place_version,
-    remove_version,
     version_folder,
-)  # fmt: skip
+)
 from server.store.manifest import decode_manifest, encode_manifest
 from server.store.pointers import Pointers, append_pointers, read_pointers
 from server.store.version import Version
@@ -295,7 +294,7 @@ class AdapterStore:
         for number in numbers_in(home):
             if number <= gone or not (version_folder(home, number) / MANIFEST).is_file():
                 self._versions.forget((home.parent.name, home.name, number))
-                remove_version(home, number)
+                shutil.rmtree(version_folder(home, number))
 
     def _sweep_staging(self) -> None:
         staging = self.root / STAGING

@@ -64,7 +64,7 @@ def config_of(kind: AdapterKind, base: BaseModel = BASE, rows: int = ROWS) -> di
 
 
 def safetensors(shapes: Shapes, dtype: str = "F32", fill: bytes = b"\x3d") -> bytes:
-    """A safetensors file with these tensors, every byte of them `fill`."""
+    """A safetensors file with these tensors, their bytes `fill` over and over."""
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     end = 0
     for name, shape in shapes.items():
@@ -73,7 +73,7 @@ def safetensors(shapes: Shapes, dtype: str = "F32", fill: bytes = b"\x3d") -> by
             size *= dim
         header[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [end, end + size]}
         end += size
-    return with_header(json.dumps(header).encode(), fill * end)
+    return with_header(json.dumps(header).encode(), (fill * end)[:end])
 
 
 def with_header(header: bytes, data: bytes = b"") -> bytes:
