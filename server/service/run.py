@@ -81,8 +81,10 @@ class Run:
         """Return when the first token of any choice is there."""
         while self._first_token is None and not self._done:
             await self._change()
+        if self._first_token is not None:
+            return
         self._check()
-        if self._expired and self._first_token is None:
+        if self._expired:
             raise DeadlineReached("timeout_s passed before the first token")
 
     async def finished(self) -> None:

@@ -12,12 +12,13 @@ import fcntl
 import hashlib
 import hmac
 import json
+import logging
 import os
 import re
 import secrets
 import string
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +26,8 @@ from typing import Any
 
 from server.errors import Unauthorized
 from server.formats.names import check_tenant
+
+logger = logging.getLogger(__name__)
 
 REREAD_SECONDS = 2.0
 """The file is looked at most this often."""
@@ -54,8 +57,9 @@ class KeyRecord:
 class KeyRing:
     """Authenticates callers against the keys file at `path`, or takes everybody for `default` where `path` is None."""
 
-    def __init__(self, path: Path | None) -> None:
+    def __init__(self, path: Path | None, *, clock: Callable[[], float] = time.monotonic) -> None:
         self._path = path
+        self._clock = clock
         self._records: dict[str, KeyRecord] = {}
         self._seen: tuple[int, int, int] | None = None
         self._looked = float("-inf")
@@ -82,7 +86,7 @@ class KeyRing:
         return Tenant(record.tenant, record.id)
 
     def _refresh(self, path: Path) -> None:
-        now = time.monotonic()
+        now = self._clock()
         if now - self._looked < REREAD_SECONDS:
             return
         self._looked = now
@@ -94,13 +98,18 @@ class KeyRing:
                 self._seen = seen
         except FileNotFoundError:
             self._records, self._seen = {}, None
+        except (OSError, ValueError) as error:
+            logger.error("the keys file is left as it was last read: %s", error)
 
 
 def read_keys(path: Path) -> tuple[KeyRecord, ...]:
     """Return the file's keys; none where there is no file. Raises ValueError with the reason on anything malformed."""
     try:
         document: Any = json.loads(path.read_bytes())
-        return tuple(KeyRecord(**record) for record in document["keys"])
+        records = tuple(KeyRecord(**record) for record in document["keys"])
+        if not all(isinstance(text, str) for r in records for text in (r.id, r.tenant, r.sha256)):
+            raise TypeError("id, tenant and sha256 are text")
+        return records
     except FileNotFoundError:
         return ()
     except (KeyError, TypeError, ValueError) as error:

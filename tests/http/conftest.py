@@ -6,7 +6,7 @@ import asyncio
 import json
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,7 @@ class Api:
     engine: FakeEngine
     client: httpx.AsyncClient
     store: Path
+    keys: dict[str, str] = field(default_factory=dict)
 
     async def generate(self, **body: Any) -> httpx.Response:
         """POST /v1/generate."""

@@ -19,6 +19,11 @@ def left(store: Path) -> set[str]:
     return {str(path.relative_to(store)) for path in store.rglob("*") if path.is_file() and path.stat().st_size}
 
 
+def is_there(path: str) -> bool:
+    """Whether the file is there."""
+    return Path(path).is_file()
+
+
 async def test_publish_answers_with_the_version(api: Api) -> None:
     response = await api.publish("mine", folders.soft_prompt(3))
     assert response.status_code == 201, response.text
@@ -77,7 +82,7 @@ async def test_generate_uses_the_adapter_and_tells_which(api: Api) -> None:
     assert source is not None
     assert source.key.adapter == card["digest"]
     assert source.prefix_ids == tuple(range(folders.VOCABULARY, folders.VOCABULARY + 4))
-    assert Path(source.path).is_file()
+    assert is_there(source.path)
     plain = await api.text(prompt="hi", max_tokens=3)
     assert plain != reply["choices"][0]["text"]
 
@@ -196,11 +201,11 @@ async def test_deleting_waits_for_the_requests_that_run(api: Api) -> None:
     assert (await api.client.delete("/v1/adapters/mine")).status_code == 204
     refused(await api.generate(adapter="mine", prompt="x"), 404, "adapter_not_found", "adapter")
     refused(await api.client.get("/v1/adapters/mine"), 404, "adapter_not_found", "adapter")
-    assert Path(source.path).is_file()
+    assert is_there(source.path)
     assert api.engine.forgotten == []
     api.engine.resume()
     assert (await running).status_code == 200
-    await until(lambda: not Path(source.path).exists())
+    await until(lambda: not is_there(source.path))
     await until(lambda: api.engine.forgotten == [card["digest"]])
     refused(await api.client.delete("/v1/adapters/mine"), 404, "adapter_not_found", "adapter")
 
