@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import shlex
-from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -13,59 +11,12 @@ import pytest
 
 from server.api.schemas import GenerateRequest
 from server.formats.names import check_name
-from tests.docs.markdown import DOCS, README, ROOT, code, fences, pages, prose, rows
+from tests.docs.commands import commands, parse
+from tests.docs.markdown import DOCS, README, ROOT, code, pages, prose, rows
 
 ROUTES = {
     tuple(name.split(" ", 1)) for row in rows(prose(DOCS / "api.md")) for name in code(row[0]) if name.count(" ") == 1
 }
-
-
-@dataclass(slots=True)
-class Curl:
-    """One curl command, as far as these pages use it."""
-
-    method: str = ""
-    url: str = ""
-    body: str | None = None
-    form: dict[str, list[str]] = field(default_factory=dict)
-    headers: list[str] = field(default_factory=list)
-
-    @property
-    def path(self) -> str:
-        """The URL's path."""
-        return urlsplit(self.url).path
-
-
-def parse(command: str) -> Curl:
-    """Read a curl command line; an option that is not known here fails the test."""
-    words = iter(shlex.split(command)[1:])
-    curl = Curl()
-    for word in words:
-        match word:
-            case "-s" | "-sN" | "-N":
-                pass
-            case "-X":
-                curl.method = next(words)
-            case "-H":
-                curl.headers.append(next(words))
-            case "-d":
-                curl.body = next(words)
-            case "-F":
-                name, _, value = next(words).partition("=")
-                curl.form.setdefault(name, []).append(value)
-            case _:
-                assert not word.startswith("-"), word
-                assert not curl.url, f"two URLs in {command}"
-                curl.url = word
-    curl.method = curl.method or ("POST" if curl.body or curl.form else "GET")
-    return curl
-
-
-def commands(page: Path) -> list[str]:
-    """The page's shell commands, continued lines joined."""
-    text = "\n".join(fence.text for fence in fences(page, "bash"))
-    return [line.strip() for line in text.replace("\\\n", " ").splitlines() if line.strip() and line[0] != "#"]
-
 
 CURLS = [(page, line) for page in pages() for line in commands(page) if line.startswith("curl ")]
 

@@ -1,0 +1,63 @@
+"""The README's and the quickstart's curl lines, sent to a real server with the shipped adapters, word for word."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import httpx
+import pytest
+
+from tests.docs.commands import Curl, commands, parse
+from tests.docs.markdown import DOCS, README, ROOT
+from tests.e2e.running import RunningServer, running
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
+    """A server on a copy of the shipped store."""
+    folder = tmp_path_factory.mktemp("docs")
+    shutil.copytree(ROOT / "adapters_store/public", folder / "store/public")
+    with running(folder / "store", folder) as started:
+        yield started
+
+
+def send(client: httpx.Client, curl: Curl) -> httpx.Response:
+    """Send what curl would have sent."""
+    headers = dict(header.split(": ", 1) for header in curl.headers)
+    path = urlsplit(curl.url).path
+    if curl.form:
+        texts = {name: values[0] for name, values in curl.form.items() if name != "files"}
+        paths = [ROOT / value[1:] for value in curl.form["files"]]
+        files = [("files", (file.name, file.read_bytes())) for file in paths]
+        return client.request(curl.method, path, data=texts, files=files)
+    return client.request(curl.method, path, content=curl.body, headers=headers)
+
+
+@pytest.mark.parametrize("page", [README, DOCS / "quickstart.md"], ids=lambda page: page.name)
+def test_curl_lines_answer(server: RunningServer, page: Path) -> None:
+    with server.client() as client:
+        for line in commands(page):
+            if not line.startswith("curl "):
+                continue
+            reply = send(client, parse(line))
+            assert reply.is_success, f"{line}\n{reply.text}"
+        client.delete("/v1/adapters/my-pirate")
+
+
+def test_shipped_adapters_do_what_the_readme_says(server: RunningServer) -> None:
+    texts: dict[str | None, str] = {}
+    with server.client() as client:
+        for line in commands(README):
+            if not line.startswith("curl ") or (body := parse(line).body) is None:
+                continue
+            request = {**json.loads(body), "stream": False}
+            reply = client.post("/v1/generate", json=request).json()
+            texts[request.get("adapter")] = reply["choices"][0]["text"]
+    readme = " ".join(README.read_text().split())
+    for name in ("pirate", None, "sms-spam", "question-type"):
+        assert f'"{texts[name]}"' in readme, f"{name} says {texts[name]!r}"
+    assert 2 <= len(texts["deb-summary"].split()) <= 20
