@@ -6,8 +6,8 @@ import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from fastapi import Request
 from fastapi import Path as PathParameter
+from fastapi import Request
 from pydantic import BaseModel
 from starlette.responses import JSONResponse, Response
 

@@ -38,7 +38,7 @@ async def generate(request: Request, tenant: CurrentTenant) -> Response:
     body = await read_json(request, GenerateRequest, MAX_BODY)
     service: GenerationService = request.app.state.generation
     record = record_of(request.scope)
-    run = await unless_gone(request.receive, service.open(tenant, body.command()))
+    run = await unless_gone(request.receive, service.open(tenant, body.command()), Run.close)
     handed_over = False
     try:
         if run.adapter is not None:

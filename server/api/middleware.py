@@ -11,7 +11,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from server.api.errors import error_response
-from server.api.record import RequestRecord
+from server.api.record import RequestRecord, record_of
 from server.errors import InvalidRequest, WaybillError
 from server.metrics import Metrics
 
@@ -55,16 +55,26 @@ class RequestLog:
 
 
 class LoopbackOnly:
-    """Refuse every `Host` but this machine's own names: a web page must not reach a keyless server by DNS rebinding."""
+    """Refuse what web pages of others send: they must not reach a keyless server, by DNS rebinding or by a form.
+
+    `Host` has to be one of this machine's own names, and so has the host of `Origin`, where a browser sends one.
+    """
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http" and not _is_loopback(Headers(scope=scope).get("host", "")):
-            refusal = InvalidRequest("without API keys this server answers only to localhost", param="Host")
-            await error_response(refusal)(scope, receive, send)
-            return
+        if scope["type"] == "http":
+            headers = Headers(scope=scope)
+            origin = headers.get("origin")
+            foreign = "Host" if not _is_loopback(headers.get("host", "")) else None
+            if origin is not None and not _is_loopback(origin.partition("://")[2]):
+                foreign = foreign or "Origin"
+            if foreign is not None:
+                refusal = InvalidRequest("without API keys this server answers only to localhost", param=foreign)
+                record_of(scope).error = refusal.code
+                await error_response(refusal)(scope, receive, send)
+                return
         await self._app(scope, receive, send)
 
 

@@ -1,4 +1,4 @@
-"""Requests that do not run to their end: clients that leave, time that runs out, engines that die, servers that stop."""
+"""Requests that do not run to their end: clients leave, time runs out, engines die, servers stop."""
 
 from __future__ import annotations
 
@@ -129,6 +129,7 @@ async def test_an_engine_that_dies_ends_open_requests_and_the_next_one_waits_for
     async with streaming(slow) as response:
         lines = response.aiter_lines()
         await anext(lines)
+        await until(lambda: len(slow.engine.running) == 2)
         slow.engine.die()
         rest = [line async for line in lines if line]
     assert "engine_restarting" in rest[-2]

@@ -138,6 +138,15 @@ async def test_without_keys_other_hosts_are_refused(api: Api, host: str) -> None
     assert api.engine.submitted == []
 
 
+@pytest.mark.parametrize("origin", ["https://evil.example", "null", "http://localhost.evil.example:8000"])
+async def test_without_keys_pages_of_others_are_refused(api: Api, origin: str) -> None:
+    response = await api.client.post("/v1/generate", json={"prompt": "x"}, headers={"Origin": origin})
+    refused(response, 400, "invalid_request", "Origin")
+    own = {"Origin": "http://localhost:8000"}
+    response = await api.client.post("/v1/generate", json={"prompt": "x", "max_tokens": 1}, headers=own)
+    assert response.status_code == 200
+
+
 async def test_with_keys_any_host_will_do(keyed: Api) -> None:
     assert (await keyed.client.get("/health/live", headers={"Host": "llm.example"})).status_code == 200
 
