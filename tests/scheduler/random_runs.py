@@ -26,7 +26,7 @@ class Tally:
     preemptions: int = 0
     evictions: int = 0
     loads: int = 0
-    broken_off_compiles: int = 0
+    abandoned_compiles: int = 0
     steps_with_a_plan_in_flight: int = 0
     longest_wait_to_bound: float = 0.0
 
@@ -91,7 +91,11 @@ def random_traffic(rng: random.Random, limits: Limits) -> Traffic:
         if kind.holds_kv:
             length = max(length, 1)
         source = adapter(
-            f"adapter {number % 4}", length, kind=kind, needs_table=not kind.holds_kv and rng.random() < 0.5, task=number
+            f"adapter {number % 4}",
+            length,
+            kind=kind,
+            needs_table=not kind.holds_kv and rng.random() < 0.5,
+            task=number,
         )
         if -(-length // limits.block_size) + table_blocks(source) <= limits.prefix_blocks:
             adapters.append(source)
@@ -190,6 +194,7 @@ class RandomRun:
         for source in plan.load:
             self._reading[source.key] = self.tally.steps + self._traffic.load_steps
         self._in_flight.append((plan, self._engine.carry_out(plan)))
+        self._require_order(plan, before)
         self._scheduler.check_integrity()
         stats = self._scheduler.stats()
         assert stats.prefix_blocks_used <= self._limits.prefix_blocks
@@ -220,6 +225,19 @@ class RandomRun:
                 held_up = len(self._engine.reading) >= self._limits.max_loads
                 assert held_up or want.sequence.key in self._engine.reading, "a step is idle"
 
+    def _require_order(self, plan: StepPlan, before: dict[int, int]) -> None:
+        """Nobody that could run is passed, and nobody is let in while somebody is sent back."""
+        newcomers = [span.sequence for span in plan.spans if span.sequence not in before]
+        if not newcomers:
+            return
+        waiting = [want.sequence for want in self._open.values() if not self._runs(want)]
+        assert all(s.id > max(newcomers) for s in waiting if self._engine.usable(s.key)), "somebody is passed"
+        for source in self._engine.hosted.values():
+            if source.kind.holds_kv and not self._engine.usable(source.key):
+                assert all(s.id > max(newcomers) for s in waiting if s.key == source.key), "a prefix gets no room"
+        yielded = [number for number in before if not self._runs(self._open[number])]
+        assert not yielded or not any(self._runs(self._open[number]) for number in before)
+
     def _commit(self) -> None:
         plan, drawn = self._in_flight.popleft()
         for outcome in self._scheduler.commit(plan, drawn):
@@ -238,6 +256,7 @@ class RandomRun:
         assert (finish is FinishReason.LENGTH) or want.drawn[-1] in (EOS, *sequence.params.stop_token_ids)
         assert (finish is FinishReason.STOP) or len(want.drawn) == sequence.params.max_tokens
         assert sorted(self._engine.rows.get(sequence.id, [])) == sorted(sequence.rows)
+        assert self._engine.draws.get(sequence.id, 0) <= sequence.params.max_tokens, "a draw too many"
         waited = (self.tally.steps - want.added) / (want.deadline - want.added)
         self.tally.longest_wait_to_bound = max(self.tally.longest_wait_to_bound, waited)
         self.tally.finished += 1
@@ -246,7 +265,7 @@ class RandomRun:
         if plan.compile is None or plan.compile_key is None:
             return
         if plan.compile.start == 0 and self._compiling is not None:
-            self.tally.broken_off_compiles += 1
+            self.tally.abandoned_compiles += 1
         end = plan.compile.start + len(plan.compile.tokens)
         self._compiling = None if end == plan.compile_key.length else (plan.compile_key, end)
 

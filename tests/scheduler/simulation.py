@@ -54,7 +54,7 @@ class SimulatedEngine:
         self.hosted: dict[PrefixKey, AdapterSource] = {}
         self.filled: dict[PrefixKey, int] = {}  # tokens of each prefix that are in blocks
         self.rows: dict[int, list[int]] = {}
-        self.compiled: list[tuple[PrefixKey, int, int]] = []
+        self.draws: dict[int, int] = {}
         self._memory: list[list[Hashable]] = [[("garbage",)] * limits.block_size for _ in range(limits.num_blocks)]
         self._blocks: dict[PrefixKey, tuple[int, ...]] = {}
         self._drawn: dict[int, int] = {}
@@ -91,6 +91,10 @@ class SimulatedEngine:
     def loaded(self, key: PrefixKey) -> None:
         """The file is read."""
         self.hosted[key] = self.reading.pop(key)
+
+    def usable(self, key: PrefixKey | None) -> bool:
+        """Whether a sequence could run with this prefix."""
+        return key is None or self.filled.get(key, -1) == key.length
 
     def waiting_in_host_memory(self) -> int:
         """Adapters whose file is being read, or is read and has filled no block."""
@@ -139,7 +143,10 @@ class SimulatedEngine:
         self._write(span.blocks, owner, span.start, tokens)
         assert all(0 <= row < len(tokens) for row in span.rows)
         self.rows.setdefault(span.sequence, []).extend(span.start + row for row in span.rows)
-        return next_token(source, history) if span.samples else None
+        if not span.samples:
+            return None
+        self.draws[span.sequence] = self.draws.get(span.sequence, 0) + 1
+        return next_token(source, history)
 
     def _read(
         self, blocks: tuple[int, ...], owner: Hashable, length: int, tokens: tuple[int, ...] | None = None

@@ -5,21 +5,7 @@ prefill, decode and resuming after a preemption are that one rule. Counts advanc
 `commit`, so one plan may be in flight while the next is made. Plans are carried out in the order they were made, so a
 plan may hand out again what the one before still reads.
 
-**The bound.** Age decides everything: no memory is taken from an older sequence, or from a prefix that an older one
-waits with, for the sake of a younger one, and in the line for admission nobody is passed by a younger one. (Those that
-wait for a file or for the one compile slot stand outside the line.) Count steps as calls of `schedule`; let M be
-`max_model_len`, K the most chunks that a prefix is compiled in, and L the most steps between `plan.load` and the call
-that answers it. The oldest unfinished sequence, wherever it stands, needs at most
-
-- L steps until a load slot is free (only files being read keep one from it), and L until its file is read;
-- K until the compile slot is free, and M + 2 until its prefix has room: nothing else is admitted meanwhile, and
-  everything that runs computes a token a step until it ends or is preempted;
-- K to compile;
-- M + 2 until it is admitted, again with nothing admitted before it;
-- M + 2 to run: it is never preempted, and computes a token a step.
-
-That is `Limits.steps_bound`; then the next is the oldest. So a sequence added while n others are unfinished ends within
-n + 1 times as many steps, whatever is added after it.
+In how many steps everything ends: see `server.engine.scheduler.limits`.
 """
 
 from __future__ import annotations
@@ -31,57 +17,19 @@ from dataclasses import dataclass, field
 
 from server.core import AdapterSource, FinishReason, PrefixKey
 from server.engine.scheduler.blocks import BlockAllocator
+from server.engine.scheduler.limits import Limits
 from server.engine.scheduler.plan import Install, Span, StepPlan
 from server.engine.scheduler.residency import Entry, Residency
 from server.engine.scheduler.sequence import Sequence, Status
 from server.engine.scheduler.waiting import Turns, Waiting
+
+__all__ = ["COMPILES", "NO_TOKEN", "Limits", "Outcome", "Scheduler", "Stats"]
 
 COMPILES = -1
 """The sequence id of a compile span."""
 
 NO_TOKEN = -1
 """The token of the outcome of a sequence that draws none (`max_tokens == 0`)."""
-
-
-@dataclass(frozen=True, slots=True)
-class Limits:
-    """What the scheduler may use. Raises ValueError for limits under which some sequence could wait for ever."""
-
-    max_seqs: int  # sequences that run at once
-    step_tokens: int  # tokens that one step computes, compiling included
-    max_model_len: int  # tokens of one sequence: prefix, prompt and output
-    num_blocks: int  # the whole pool
-    block_size: int  # tokens
-    prefix_blocks: int  # the most of the pool that prefixes and tables count for
-    max_loads: int = 8  # adapters that are read, or wait in host memory for room, at once
-
-    def __post_init__(self) -> None:
-        if self.max_seqs < 1 or self.max_loads < 1 or self.max_model_len < 1:
-            raise ValueError("max_seqs, max_loads and max_model_len must be at least 1")
-        if self.step_tokens < 2 * self.max_seqs:
-            raise ValueError(
-                f"step_tokens is {self.step_tokens}, and {self.max_seqs} sequences need at least {2 * self.max_seqs}: "
-                "half of it may go to compiling an adapter, and every sequence computes a token a step"
-            )
-        # A prefix and a sequence's own tokens each end with a partly filled block.
-        least = -(-self.max_model_len // self.block_size) + 1
-        if self.num_blocks < least:
-            raise ValueError(
-                f"{self.num_blocks} blocks of {self.block_size} tokens cannot hold one sequence of max_model_len "
-                f"{self.max_model_len}; that takes {least}"
-            )
-        if not 0 <= self.prefix_blocks <= self.num_blocks:
-            raise ValueError(f"prefix_blocks is {self.prefix_blocks} of {self.num_blocks} blocks")
-
-    @property
-    def compile_tokens(self) -> int:
-        """Tokens of a full compile chunk: fixed, so that an adapter's KV never depends on the load."""
-        return self.step_tokens // 2
-
-    def steps_bound(self, load_steps: int) -> int:
-        """Steps in which the oldest sequence ends, wherever it stands, when files are read in `load_steps` steps."""
-        chunks = -(-self.max_model_len // self.compile_tokens)
-        return 2 * load_steps + 2 * chunks + 3 * (self.max_model_len + 2)
 
 
 @dataclass(frozen=True, slots=True)
@@ -229,7 +177,7 @@ class Scheduler:
         self._advance(draft)
         draft.budget += reserved
         self._compile(draft)
-        if not (draft.preempted and self._running):  # else what was just taken back would be handed out again
+        if not (draft.preempted and self._running):  # what older ones took back is not for those that wait
             self._admit(draft)
         loads = self._residency.take_loads()
         plan = StepPlan(
@@ -282,7 +230,10 @@ class Scheduler:
                 self._span(draft, sequence, count)
 
     def _grow(self, draft: _Draft, sequence: Sequence, count: int) -> bool:
-        """Get the blocks for its next `count` tokens from whoever is younger; False if it had to yield itself."""
+        """Get a block for its next tokens from whoever is younger; False if it had to yield itself.
+
+        One is enough: admission gives blocks for all tokens known then, and a draw adds one.
+        """
         need = self._blocks.blocks_for(sequence.computed + count) - len(sequence.blocks)
         if need <= 0:
             return True
@@ -365,8 +316,6 @@ class Scheduler:
 
     def _start(self, draft: _Draft, sequence: Sequence) -> bool:
         """Let a sequence run: blocks for all its tokens at once, and room for each running sequence to grow by one."""
-        if not sequence.left:  # preempted while its last token was being drawn
-            return False
         if not draft.budget or len(self._running) >= self._limits.max_seqs:
             return False
         need = self._blocks.blocks_for(sequence.length)
