@@ -54,7 +54,7 @@ class SingleTokens:
             return hidden.flatten(1)
         shared_positions = torch.arange(len(self.shared) * self._size)
         before = (shared_positions >= self._shared_len) | _too_old(self._queries[:, None], shared_positions, window)
-        return torch.cat([before, hidden.flatten(1)], dim=1)
+        return torch.cat([before.expand(len(self._queries), -1), hidden.flatten(1)], dim=1)
 
 
 class SpanKeys:

@@ -1,0 +1,140 @@
+"""Every attention backend computes what first principles say, for ragged crowds over shared prefixes."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from server.engine.model.attention.base import Row
+from server.engine.model.attention.select import block_size, create_backend
+from tests.model.crowd import Crowd, Heads, Layer, Move, shape
+
+BACKENDS = ("reference", "cpu")
+HEADS = {
+    "grouped by 3": Heads(6, 2),
+    "one kv head": Heads(4, 1),
+    "not grouped": Heads(3, 3),
+    "window": Heads(4, 2, window=5),
+    "window over blocks": Heads(4, 2, window=11),
+    "softcap": Heads(4, 2, softcap=0.5),
+    "sinks": Heads(4, 2, sinks=True),
+    "all flags": Heads(6, 2, window=6, softcap=1.0, sinks=True),
+}
+
+# Sequences 0 to 5 share a prefix of several blocks, 6 and 7 a short one, 8 has none.
+MIXED = [
+    [Move(0, 7), Move(6, 1), Move(8, 5)],
+    [Move(1, 1), Move(2, 4), Move(0, 1), Move(7, 3)],
+    [Move(i, 1) for i in (3, 8, 0, 4, 6, 5, 1, 2, 7)],
+    [Move(8, 9), Move(3, 1), Move(4, 2), Move(0, 1), Move(1, 1), Move(2, 1)],
+    [Move(i, 1) for i in range(9)],
+]
+
+
+def mixed(heads: Heads) -> Crowd:
+    return Crowd(heads, shape(heads), prefixes=(17, 3, 0), groups=(0, 0, 0, 0, 0, 0, 1, 1, 2), steps=MIXED)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("heads", HEADS.values(), ids=HEADS.keys())
+def test_mixed_batches_equal_first_principles(backend: str, heads: Heads) -> None:
+    crowd = mixed(heads)
+    for found, expected in zip(crowd.play(create_backend(backend, crowd.shape)), crowd.expected(), strict=True):
+        torch.testing.assert_close(found, expected, atol=2e-6, rtol=0)
+
+
+@st.composite
+def crowds(draw: st.DrawFn) -> Crowd:
+    kv_heads = draw(st.integers(1, 2))
+    heads = Heads(
+        kv_heads * draw(st.integers(1, 3)),
+        kv_heads,
+        window=draw(st.one_of(st.none(), st.integers(1, 20))),
+        softcap=draw(st.sampled_from([None, 1.0])),
+        sinks=draw(st.booleans()),
+    )
+    prefixes = draw(st.lists(st.integers(0, 20), min_size=1, max_size=3))
+    groups = draw(st.lists(st.integers(0, len(prefixes) - 1), min_size=1, max_size=10))
+    step = st.lists(
+        st.builds(Move, st.integers(0, len(groups) - 1), st.one_of(st.just(1), st.integers(1, 9))),
+        min_size=1,
+        max_size=len(groups),
+        unique_by=lambda move: move.sequence,
+    )
+    steps = draw(st.lists(step, min_size=1, max_size=4))
+    size = draw(st.sampled_from([1, 4, 16]))
+    return Crowd(heads, shape(heads, block_size=size), prefixes, groups, steps, seed=draw(st.integers(0, 99)))
+
+
+@settings(max_examples=150, deadline=None)
+@given(crowds())
+def test_cpu_equals_reference(crowd: Crowd) -> None:
+    references = crowd.play(create_backend("reference", crowd.shape))
+    for found, expected in zip(crowd.play(create_backend("cpu", crowd.shape)), references, strict=True):
+        torch.testing.assert_close(found, expected, atol=3e-6, rtol=0)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_block_size_of_the_backend_works_at_its_borders(backend: str) -> None:
+    size = block_size(backend)
+    heads = Heads(4, 2, window=size)
+    steps = [[Move(0, size), Move(1, size - 1)], [Move(0, 1), Move(1, 1)], [Move(0, 1), Move(1, 1)]]
+    memory = shape(heads, num_blocks=8, block_size=size)
+    crowd = Crowd(heads, memory, prefixes=(size, size + 1), groups=(0, 1), steps=steps)
+    for found, expected in zip(crowd.play(create_backend(backend, memory)), crowd.expected(), strict=True):
+        torch.testing.assert_close(found, expected, atol=3e-6, rtol=0)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_what_other_holders_left_in_the_memory_changes_nothing(backend: str) -> None:
+    crowd = mixed(HEADS["all flags"])
+    clean, poisoned = create_backend(backend, crowd.shape), create_backend(backend, crowd.shape)
+    everything = range(crowd.shape.num_blocks)
+    poisoned.install(everything, torch.full((1, 2, 2, len(everything) * 4, 8), float("nan")))
+    for found, expected in zip(crowd.play(poisoned), crowd.play(clean), strict=True):
+        assert torch.equal(found, expected)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_sequence_is_not_changed_by_its_neighbours(backend: str) -> None:
+    crowd = mixed(Heads(4, 2))
+    healthy = crowd.play(create_backend(backend, crowd.shape))[2]
+    found = replace(crowd, sick=3).play(create_backend(backend, crowd.shape))[2]
+    order = [move.sequence for move in MIXED[2]]
+    for index, sequence in enumerate(order):
+        assert bool(found[index].isnan().any()) == (sequence in (6, 7))
+        if sequence not in (6, 7):
+            torch.testing.assert_close(found[index], healthy[index], atol=2e-6, rtol=0)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_layers_keep_their_own_keys(backend: str) -> None:
+    heads = Heads(4, 2)
+    crowd = Crowd(heads, shape(heads, num_layers=2), (9,), (0, 0), [[Move(0, 3), Move(1, 1)], [Move(0, 1), Move(1, 1)]])
+    made = create_backend(backend, crowd.shape)
+    first = crowd.play(made, layer=0)
+    second = crowd.play(made, layer=1)
+    assert not torch.allclose(first[1], second[1])
+    assert torch.equal(first[1], crowd.play(made, layer=0)[1])
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_zeroed_blocks_hold_zeros(backend: str) -> None:
+    heads = Heads(2, 2)
+    made = create_backend(backend, shape(heads, num_blocks=4))
+    made.install((1, 2), torch.ones(1, 2, 2, 8, 8))
+    made.zero((2,))
+    row = Row(offset=0, count=1, start=0, blocks=(3,), prefix_len=8, prefix_blocks=(1, 2))
+    made.begin([row])
+    nothing = torch.zeros(1, 2, 1, 8)
+    output, _ = made.attend(Layer(0), nothing, nothing, nothing, None)
+    torch.testing.assert_close(output, torch.full_like(output, 4 / 9))
+
+
+def test_an_unknown_backend_is_refused_by_name() -> None:
+    with pytest.raises(ValueError, match=r"'quantum'.*reference, cpu"):
+        create_backend("quantum", shape(Heads(1, 1)))
