@@ -58,6 +58,5 @@ def test_shipped_adapters_do_what_the_readme_says(server: RunningServer) -> None
             reply = client.post("/v1/generate", json=request).json()
             texts[request.get("adapter")] = reply["choices"][0]["text"]
     readme = " ".join(README.read_text().split())
-    for name in ("pirate", None, "sms-spam", "question-type"):
+    for name in ("pirate", None, "sms-spam", "question-type", "deb-summary"):
         assert f'"{texts[name]}"' in readme, f"{name} says {texts[name]!r}"
-    assert 2 <= len(texts["deb-summary"].split()) <= 20
