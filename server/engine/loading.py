@@ -6,6 +6,7 @@ from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass
 
 import torch
+import transformers
 
 from server.core import AdapterSource, BaseModel, EngineConfig
 from server.engine.loop import Engine
@@ -47,6 +48,7 @@ def build_engine(config: EngineConfig) -> tuple[Engine, Hello]:
     Raises Refusal with a reason that the operator can act on.
     """
     torch.set_num_threads(config.threads)
+    transformers.logging.disable_progress_bar()
     try:
         model = load_model(config)
         sizes = _sizes(model, config)

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
-from server.core import AdapterSource, BaseModel, PrefixKey
+from server.core import AdapterSource, BaseModel, PrefixKey, SamplingParams
 from server.engine.client import EngineClient
-from server.errors import AdapterIncompatible, AdapterNotFound, Overloaded, WaybillError
+from server.errors import AdapterIncompatible, AdapterNotFound, AdapterRejected, Overloaded, WaybillError
 from server.formats.archive import unpack_zip
 from server.formats.judge import AdapterLimits, judge_folder, max_folder_bytes
 from server.formats.names import PUBLIC_TENANT, AdapterRef, check_name, parse_reference
@@ -208,8 +208,30 @@ class AdapterService:
         )
         try:
             await self._engine.check(source)
+            if task == 0 and spec.probe is not None:
+                await self._probe(source, *spec.probe)
         finally:
             self._engine.forget(key.adapter)
+
+    async def _probe(self, source: AdapterSource, ids: tuple[int, ...], expected: tuple[int, ...]) -> None:
+        """Run the adapter's own test. Only float32 is held to it: rounding gives bfloat16 greedy tokens of its own."""
+        hello = self._engine.hello
+        if hello.dtype != "float32":
+            return
+        if source.prefix_len + len(ids) + len(expected) > hello.max_model_len:
+            raise AdapterRejected(
+                f"the adapter's probe does not fit the {hello.max_model_len} tokens of a sequence here"
+            )
+        stream = self._engine.submit(ids, SamplingParams(max_tokens=len(expected), ignore_eos=True), source)
+        try:
+            found = tuple([event.token async for event in stream])
+        finally:
+            stream.abort()
+        if found != expected:
+            raise AdapterRejected(
+                f"the adapter's probe should be followed by {list(expected)} and is by {list(found)}: "
+                "it was trained on other weights, or its tensors changed"
+            )
 
     @asynccontextmanager
     async def _staged(self) -> AsyncIterator[Path]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 import time
@@ -137,3 +138,22 @@ def test_a_delete_lets_what_runs_finish(shared_server: RunningServer, tmp_path: 
 def test_foreign_hosts_are_refused_without_keys(shared_server: RunningServer) -> None:
     reply = httpx.get(f"{shared_server.url}/v1/models", headers={"Host": "evil.example"})
     assert reply.status_code == 400
+
+
+def test_a_probe_is_run(shared_server: RunningServer, tmp_path: Path) -> None:
+    folder = write_folder(tmp_path / "probed", AdapterKind.CARTRIDGE, 6, 3)
+    ids = [504, 3575, 282]
+    with shared_server.client() as client:
+        upload(client, "unprobed", folder)
+        request = {"prompt": ids, "adapter": "unprobed", "max_tokens": 4, "ignore_eos": True, "return_token_ids": True}
+        greedy = client.post("/v1/generate", json=request).json()["choices"][0]["token_ids"]
+        client.delete("/v1/adapters/unprobed")
+        sidecar = {"version": 1, "probe": {"input_ids": ids, "greedy": greedy}}
+        (folder / "waybill.json").write_text(json.dumps(sidecar))
+        upload(client, "probed", folder, dry_run="true")
+        sidecar["probe"] = {"input_ids": ids, "greedy": [*greedy[:-1], (greedy[-1] + 1) % 49152]}
+        (folder / "waybill.json").write_text(json.dumps(sidecar))
+        files = [("files", (path.name, path.read_bytes())) for path in sorted(folder.iterdir())]
+        reply = client.post("/v1/adapters", data={"name": "probed"}, files=files)
+        assert reply.status_code == 422
+        assert "probe should be followed by" in reply.json()["error"]["message"]
