@@ -7,7 +7,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from sampler.frequencies import (
+
+from server.core import SamplingParams
+from tests.sampler.frequencies import (
     MODES,
     VOCAB,
     distance_beyond_chance,
@@ -16,8 +18,6 @@ from sampler.frequencies import (
     surprise,
     wordlike_logits,
 )
-
-from server.core import SamplingParams
 
 DRAWS = 100_000
 RESULTS = Path(__file__).parent / "results" / "sampling.json"

@@ -11,11 +11,11 @@ from server.engine.model.sampler import DrawRequest, Sampler
 VOCAB = 49152
 
 MODES = {
-    "temperature only": SamplingParams(max_tokens=1, temperature=0.9),
-    "top-k": SamplingParams(max_tokens=1, temperature=1.2, top_k=40),
-    "top-p": SamplingParams(max_tokens=1, temperature=0.8, top_p=0.95),
-    "min-p": SamplingParams(max_tokens=1, temperature=1.5, min_p=0.02),
-    "all three": SamplingParams(max_tokens=1, temperature=1.3, top_k=200, top_p=0.9, min_p=0.005),
+    "temperature only": SamplingParams(max_tokens=1, temperature=0.9, seed=1),
+    "top-k": SamplingParams(max_tokens=1, temperature=1.2, top_k=40, seed=2),
+    "top-p": SamplingParams(max_tokens=1, temperature=0.8, top_p=0.95, seed=3),
+    "min-p": SamplingParams(max_tokens=1, temperature=1.5, min_p=0.02, seed=4),
+    "all three": SamplingParams(max_tokens=1, temperature=1.3, top_k=200, top_p=0.9, min_p=0.005, seed=5),
 }
 
 

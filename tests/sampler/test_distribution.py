@@ -5,7 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from sampler.frequencies import (
+from server.core import SamplingParams
+from server.engine.model.rng import TokenNoise, draw_key
+from tests.sampler.frequencies import (
     MODES,
     VOCAB,
     distance_beyond_chance,
@@ -14,8 +16,6 @@ from sampler.frequencies import (
     surprise,
     wordlike_logits,
 )
-from server.core import SamplingParams
-from server.engine.model.rng import TokenNoise, draw_key
 
 DRAWS = 5000
 CPU = torch.device("cpu")
