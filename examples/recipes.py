@@ -50,16 +50,13 @@ class Recipe:
     labels: tuple[str, ...] = ()
     scores: Mapping[str, Callable[[str, str], float]] = field(default_factory=dict)
     max_tokens: int = 1
-    max_text_tokens: int = 1024
+    max_text_tokens: int | None = None  # None: the adapter is for chat, whose template the base model has
 
     def waybill(self) -> dict[str, Any]:
         """Return the contents of waybill.json."""
-        return {
-            "version": 1,
-            "template": self.template,
-            "fields": {"text": {"required": True, "max_tokens": self.max_text_tokens, "truncate": "right"}},
-            "provenance": {"trainer": "examples/train.py", "dtype": "float32"},
-        }
+        text = {"required": True, "max_tokens": self.max_text_tokens, "truncate": "right"}
+        asked = {"template": self.template, "fields": {"text": text}} if self.max_text_tokens else {"chat": "start"}
+        return {"version": 1} | asked | {"provenance": {"trainer": "examples/train.py", "dtype": "float32"}}
 
 
 def _rows(file: str, split: str | None = None) -> list[dict[str, str]]:
@@ -158,7 +155,7 @@ def _deb_summary() -> Recipe:
         train=train,
         test=test,
         learning_rate=1e-2,
-        steps=120,
+        steps=100,
         batch_size=4,
         start="from the keys and values of a sentence that states the task",
         prefix_text="Write the summary line of a Debian package: a few words that say what it is, without its name.",
