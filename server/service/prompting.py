@@ -106,10 +106,9 @@ class Prompter:
     ) -> tuple[tuple[int, ...], tuple[int, ...]]:
         if self._chat is None:
             raise InvalidRequest("this base model has no chat template: send prompt", param="messages")
-        for message in messages:
-            self._admit(str(message.get("content", "")), "messages")
         place = "start" if spec is None else spec.chat
         before, after = self._chat.render(messages, place)
+        self._admit("".join(text for text, _ in (*before, *after)), "messages")
         rows, head, tail = self._rows(spec), self._run(before, "messages"), self._run(after, "messages")
         return (rows, tail) if place == "start" else ((), head + rows + tail)
 
