@@ -298,7 +298,7 @@ def test_one_that_runs_alone_yields_to_an_older_ones_compile() -> None:
     story.step()
     story.step()
     story.load(long)
-    chunks = []
+    chunks: list[int] = []
     while not chunks or chunks[-1] != 25:
         plan = story.step()
         assert plan.compile is not None
