@@ -76,13 +76,17 @@ class ChatTemplate:
         turns[users[-1]] = turns[users[-1]] | {"content": marked}
         before, mark, after = self._text(turns).partition(self._marks.place)
         if not mark or self._marks.place in after:
-            raise InvalidRequest("the base model's chat template does not show the last user message once")
+            raise InvalidRequest(
+                "the base model's chat template does not show the last user message once", param="messages"
+            )
         return before, after
 
     def _at_generation(self, turns: list[dict[str, str]]) -> tuple[str, str]:
         before, whole = self._text(turns, begin=False), self._text(turns)
         if not whole.startswith(before):
-            raise InvalidRequest("the base model's chat template has no place before the assistant's turn")
+            raise InvalidRequest(
+                "the base model's chat template has no place before the assistant's turn", param="messages"
+            )
         return before, whole[len(before) :]
 
     def _text(self, turns: list[dict[str, str]], *, begin: bool = True) -> str:
