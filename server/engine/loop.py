@@ -28,12 +28,15 @@ from server.engine.model.runner import Runner
 from server.engine.model.sampler import Draw, DrawRequest, Sampler
 from server.engine.prefixes.read import AdapterTensors
 from server.engine.scheduler.plan import Span, StepPlan
-from server.engine.scheduler.scheduler import Scheduler
+from server.engine.scheduler.scheduler import NO_TOKEN, Scheduler
 from server.engine.scheduler.sequence import Sequence
 from server.errors import AdapterRejected, EngineFault, WaybillError
 
 CANARY_TOKENS = 8
 """Text tokens that follow an adapter's virtual tokens in the forward that judges it."""
+
+_NOTHING = Draw(NO_TOKEN)
+"""What a sequence with `max_tokens == 0` draws: it is there for its rows of logits."""
 
 RowListener = Callable[[int, Tensor], None]
 """Takes a position in the sequence's own tokens and that row's logits [vocab_size], float32."""
@@ -138,11 +141,10 @@ class Engine:
         started = self._take_started(plan)
         outcomes = self._scheduler.commit(plan, {sequence: draw.token for sequence, draw in drawn.items()})
         events = tuple(
-            TokenEvent(
-                out.sequence, out.token, out.finish, drawn[out.sequence].logprob, drawn[out.sequence].top_logprobs
-            )
+            TokenEvent(out.sequence, out.token, out.finish, draw.logprob, draw.top_logprobs)
             for out in outcomes
             if not self._judged(out.sequence)
+            for draw in (drawn.get(out.sequence, _NOTHING),)
         )
         for out in outcomes:
             if out.finish is not None:
