@@ -20,8 +20,8 @@ def _training(recipe: Recipe, losses: list[float]) -> str:
     last = losses[-10:]
     return (
         f"Trained for {len(losses)} steps of {recipe.batch_size} examples with AdamW, learning rate "
-        f"{recipe.learning_rate:g} (a short warm-up, then a cosine),\nstarting {recipe.start}. Loss {losses[0]:.2f} at "
-        f"the first step, {sum(last) / len(last):.3f} over the last ten. Float32 throughout."
+        f"{recipe.learning_rate:g} (a short warm-up, then a cosine), in float32,\nstarting {recipe.start}.\n"
+        f"Loss {losses[0]:.2f} at the first step, {sum(last) / len(last):.3f} over the last ten."
     )
 
 

@@ -22,8 +22,9 @@ import torch
 from card import write_card
 from learners import Learner, learner_for
 from measuring import BareModel, measure
+from probe import probe
 from prompts import Prompts
-from recipes import RECIPES, Recipe
+from recipes import RECIPES
 from training import train
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -55,18 +56,18 @@ def main() -> None:
     seconds = time.monotonic() - started
     scores = bare | {"with this adapter": measure(learner, prompts, recipe, recipe.template)}
     print(json.dumps(scores, indent=1), f"{seconds:.0f} s", flush=True)
-    _save(learner, recipe, scores, losses, options.out or ROOT / "examples" / "out" / recipe.name)
+    out = options.out or Path("examples/out") / recipe.name
+    _save(learner, out)
+    test = probe(model, out, prompts.encode(recipe.bare_template, recipe.test[0].text))
+    (out / "waybill.json").write_text(json.dumps(recipe.waybill() | {"probe": test}) + "\n", encoding="utf-8")
+    write_card(out / "README.md", recipe, scores, losses)
+    print(f"Wrote {out}")
 
 
-def _save(
-    learner: Learner, recipe: Recipe, scores: dict[str, dict[str, float]], losses: list[float], out: Path
-) -> None:
+def _save(learner: Learner, out: Path) -> None:
     out.mkdir(parents=True, exist_ok=True)
     learner.save(out)
     (out / "adapter_model.safetensors").chmod(0o644)  # PEFT leaves it readable by its owner alone
-    (out / "waybill.json").write_text(json.dumps(recipe.waybill(), indent=1) + "\n", encoding="utf-8")
-    write_card(out / "README.md", recipe, scores, losses)
-    print(f"Wrote {out}")
 
 
 def _options() -> argparse.Namespace:
