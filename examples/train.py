@@ -29,6 +29,7 @@ from training import train
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from server.basemodel import fetch_base_model
+from server.formats.base import read_base_model
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -59,7 +60,9 @@ def main() -> None:
     out = options.out or Path("examples/out") / recipe.name
     _save(learner, out)
     test = probe(model, out, prompts.encode(recipe.bare_template, recipe.test[0].text))
-    (out / "waybill.json").write_text(json.dumps(recipe.waybill() | {"probe": test}) + "\n", encoding="utf-8")
+    base = read_base_model(folder)
+    sidecar = recipe.waybill() | {"base": {"name": base.name, "digest": base.digest}, "probe": test}
+    (out / "waybill.json").write_text(json.dumps(sidecar) + "\n", encoding="utf-8")
     write_card(out / "README.md", recipe, scores, losses)
     print(f"Wrote {out}")
 
