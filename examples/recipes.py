@@ -50,13 +50,13 @@ class Recipe:
     labels: tuple[str, ...] = ()
     scores: Mapping[str, Callable[[str, str], float]] = field(default_factory=dict)
     max_tokens: int = 1
-    max_text_tokens: int | None = None  # None: the adapter is for chat, whose template the base model has
+    max_text_tokens: int = 1024
 
     def waybill(self) -> dict[str, Any]:
         """Return the contents of waybill.json."""
         text = {"required": True, "max_tokens": self.max_text_tokens, "truncate": "right"}
-        asked = {"template": self.template, "fields": {"text": text}} if self.max_text_tokens else {"chat": "start"}
-        return {"version": 1} | asked | {"provenance": {"trainer": "examples/train.py", "dtype": "float32"}}
+        provenance = {"trainer": "examples/train.py", "dtype": "float32"}
+        return {"version": 1, "template": self.template, "fields": {"text": text}, "provenance": provenance}
 
 
 def _rows(file: str, split: str | None = None) -> list[dict[str, str]]:
