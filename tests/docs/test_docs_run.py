@@ -1,4 +1,4 @@
-"""The README's and the quickstart's curl lines, sent to a real server with the shipped adapters, word for word."""
+"""The curl lines of the README, the quickstart and the shipped adapters' cards, sent to a real server with the shipped adapters, word for word."""
 
 from __future__ import annotations
 
@@ -14,6 +14,8 @@ import pytest
 from tests.docs.commands import Curl, commands, parse
 from tests.docs.markdown import DOCS, README, ROOT
 from tests.e2e.running import RunningServer, running
+
+CARDS = sorted(ROOT.glob("adapters_store/public/*/versions/*/README.md"))
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +39,7 @@ def send(client: httpx.Client, curl: Curl) -> httpx.Response:
     return client.request(curl.method, path, content=curl.body, headers=headers)
 
 
-@pytest.mark.parametrize("page", [README, DOCS / "quickstart.md"], ids=lambda page: page.name)
+@pytest.mark.parametrize("page", [README, DOCS / "quickstart.md", *CARDS], ids=lambda page: str(page.relative_to(ROOT)))
 def test_curl_lines_answer(server: RunningServer, page: Path) -> None:
     with server.client() as client:
         for line in commands(page):
