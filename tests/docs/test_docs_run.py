@@ -1,4 +1,4 @@
-"""The curl lines of the README, the quickstart and the shipped adapters' cards, sent to a real server with the shipped adapters, word for word."""
+"""Every curl line of the README, the quickstart and the shipped cards, sent to a real server word for word."""
 
 from __future__ import annotations
 

@@ -4,7 +4,7 @@
     python tests/long/prove_docker.py --image waybill:latest
 
 The image must refuse to start without keys, run as its own user, become healthy, take an upload, answer with it after a
-restart exactly as before, and end with exit code 0 on SIGTERM. `docker-compose up` must do the same.
+restart exactly as before, and end with exit code 0 on SIGTERM. `docker-compose up` must do the same. What was proved goes to tests/long/results/docker.json.
 """
 
 from __future__ import annotations
@@ -28,6 +28,8 @@ ROOT = Path(__file__).resolve().parents[2]
 ADAPTER = ROOT / "adapters_store/public/pirate/versions/000001"
 HEALTHY_WITHIN = 240.0  # seconds
 KEY = re.compile(r"\bwb_\w+")
+RESULTS = ROOT / "tests/long/results/docker.json"
+PROVED: list[str] = []
 
 
 def run(*command: str, check: bool = True, env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
@@ -47,6 +49,7 @@ def run(*command: str, check: bool = True, env: dict[str, str] | None = None) ->
 
 def say(line: str) -> None:
     """Report one proved point."""
+    PROVED.append(line)
     sys.stdout.write(f"docker: {line}\n")
     sys.stdout.flush()
 
@@ -189,6 +192,11 @@ def main() -> None:
         run("docker", "tag", image, "waybill:latest")
     prove_run(image)
     prove_compose()
+    versions = {
+        "engine": run("docker", "version", "--format", "{{.Server.Version}}").stdout.strip(),
+        "compose": run(*compose_command(), "version", "--short").stdout.strip(),
+    }
+    RESULTS.write_text(json.dumps({**versions, "proved": PROVED}, indent=1) + "\n")
     say("all proved")
 
 
