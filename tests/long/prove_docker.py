@@ -4,7 +4,8 @@
     python tests/long/prove_docker.py --image waybill:latest
 
 The image must refuse to start without keys, run as its own user, become healthy, take an upload, answer with it after a
-restart exactly as before, and end with exit code 0 on SIGTERM. `docker-compose up` must do the same. What was proved goes to tests/long/results/docker.json.
+restart exactly as before, and end with exit code 0 on SIGTERM. `docker-compose up` must do the same. What was proved
+goes to tests/long/results/docker.json.
 """
 
 from __future__ import annotations
