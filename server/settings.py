@@ -17,6 +17,8 @@ from server.machine import Machine
 _UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
 _SIZE = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([KMG]i?B|B)?\s*", re.IGNORECASE)
 _MIB, _GIB = 2**20, 2**30
+_BLOCK = 64
+"""Tokens of the largest KV block of any backend; a sequence and its prefix each end with a partly filled one."""
 
 
 def parse_size(text: Any) -> Any:
@@ -109,11 +111,11 @@ def make_plan(settings: Settings, base: BaseModel, machine: Machine) -> Plan:
     token_bytes = base.kv_columns * (2 if dtype == "bfloat16" else 4)
     kv_memory = settings.kv_memory or _default_kv_memory(device, machine)
     prefix_memory = settings.prefix_memory or kv_memory // 2
-    capacity = kv_memory // token_bytes
+    capacity = max(0, kv_memory // (token_bytes * _BLOCK) - 1) * _BLOCK
     max_model_len = settings.max_model_len or min(base.context_length, capacity)
     max_virtual_tokens = settings.max_virtual_tokens or max(1, min(4096, max_model_len * 3 // 4))
     max_seqs = settings.max_seqs or (256 if device == "cuda" else 64)
-    step_tokens = settings.step_tokens or max(max_seqs, 8192 if device == "cuda" else 512)
+    step_tokens = settings.step_tokens or max(2 * max_seqs, 8192 if device == "cuda" else 128)
     queue = 4 * max_seqs if settings.queue is None else settings.queue
     _agree(base, kv_memory, prefix_memory, capacity, max_model_len, max_virtual_tokens, max_seqs, step_tokens)
     engine = EngineConfig(
@@ -157,7 +159,10 @@ def _agree(
             max_virtual_tokens < max_model_len,
             f"max_virtual_tokens ({max_virtual_tokens}) leaves no room in max_model_len ({max_model_len})",
         ),
-        (max_seqs <= step_tokens, f"step_tokens ({step_tokens}) is below max_seqs ({max_seqs})"),
+        (
+            2 * max_seqs <= step_tokens,
+            f"step_tokens ({step_tokens}) is below twice max_seqs ({max_seqs}): half may go to compiling an adapter",
+        ),
     )
     for holds, reason in rules:
         if not holds:

@@ -29,9 +29,11 @@ def main() -> int:
     except Refusal as error:
         _send(stream, Refused(str(error)))
         return 1
-    _send(stream, hello)
     threading.Thread(target=_feed, args=(stream, engine), name="inbox", daemon=True).start()
     with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # the API process is gone: nothing left to do
+        _send(stream, hello)
+        for report in engine.step():  # fresh gauges: those of an engine that died must not stand
+            _send(stream, report)
         engine.run(lambda message: _send(stream, message))
     return 0
 

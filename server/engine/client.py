@@ -30,7 +30,7 @@ from server.engine.messages import (
     decode,
     encode,
 )
-from server.errors import AdapterRejected, EngineRestarting, WaybillError, error_of
+from server.errors import EngineRestarting, WaybillError, error_of
 
 logger = logging.getLogger(__name__)
 
@@ -212,10 +212,13 @@ class ProcessEngine:
         self._send(Check(number, adapter))
         try:
             result = await verdict
+        except asyncio.CancelledError:
+            self._send(Abort(number))
+            raise
         finally:
             self._checks.pop(number, None)
-        if result.message:
-            raise AdapterRejected(result.message)
+        if result.code:
+            raise error_of(result.code, result.message)
 
     def forget(self, digest: str) -> None:
         self._send(Forget(digest))
@@ -275,6 +278,9 @@ class ProcessEngine:
                 message = await _read_message(reader)
             except (asyncio.IncompleteReadError, OSError):
                 return
+            except (ValueError, KeyError, TypeError) as error:
+                logger.error("the engine sent what cannot be read (%s); it is replaced", type(error).__name__)
+                return
             if isinstance(message, StepReport):
                 self._spread(message)
             elif isinstance(message, CheckResult):
@@ -295,7 +301,10 @@ class ProcessEngine:
             if (stream := self._streams.pop(failure.sequence, None)) is not None:
                 stream.fail(error_of(failure.code, failure.message))
         for listener in self._listeners:
-            listener(report)
+            try:
+                listener(report)
+            except Exception:  # a fault in a metric must not end the stream that every request depends on
+                logger.exception("a listener failed")
 
     def _send(self, message: ToEngine) -> None:
         if isinstance(message, Abort):

@@ -30,7 +30,7 @@ from server.engine.prefixes.read import AdapterTensors
 from server.engine.scheduler.plan import Span, StepPlan
 from server.engine.scheduler.scheduler import NO_TOKEN, Scheduler
 from server.engine.scheduler.sequence import Sequence
-from server.errors import AdapterRejected, EngineFault, WaybillError
+from server.errors import AdapterRejected, ContextTooLong, EngineFault, WaybillError
 
 CANARY_TOKENS = 8
 """Text tokens that follow an adapter's virtual tokens in the forward that judges it."""
@@ -137,8 +137,8 @@ class Engine:
         began = self._clock()
         plan = self._scheduler.schedule()
         self._prepare(plan)
-        drawn = self._compute(plan)
         started = self._take_started(plan)
+        drawn = self._compute(plan)
         outcomes = self._scheduler.commit(plan, {sequence: draw.token for sequence, draw in drawn.items()})
         events = tuple(
             TokenEvent(out.sequence, out.token, out.finish, draw.logprob, draw.top_logprobs)
@@ -175,7 +175,8 @@ class Engine:
                 Sequence(message.sequence, list(message.tokens), message.params, message.adapter, rows=rows)
             )
         except ValueError as error:
-            self._fail(message.sequence, EngineFault(str(error)))
+            # Whatever of this the service could know it refused; it is the request's fault, and permanent.
+            self._fail(message.sequence, ContextTooLong(str(error)))
 
     def _check(self, message: Check) -> None:
         """Judge by an ordinary sequence: reading judges the values, one drawn token shows the logits are finite."""
@@ -190,7 +191,7 @@ class Engine:
         self._add(Submit(message.check, rest + canary, SamplingParams(max_tokens=1), adapter), job)
 
     def _prepare(self, plan: StepPlan) -> None:
-        """Everything in the plan that comes before a forward, in the plan's order."""
+        """Everything in the plan that comes before the packed forward, in the plan's order."""
         for key in plan.evict:
             self._held.pop(key, None)
         for source in plan.load:
@@ -202,11 +203,11 @@ class Engine:
             assert holding.tensors.kv is not None, "the scheduler installs KV kinds only"
             self._runner.backend.install(install.blocks, holding.tensors.kv)
             self._settle(holding)
-
-    def _compute(self, plan: StepPlan) -> dict[int, Draw]:
-        """Run the plan's forwards; return the draws by sequence. A sequence with non-finite logits fails alone."""
         if plan.compile is not None and plan.compile_key is not None:
             self._compile(plan.compile, plan.compile_key)
+
+    def _compute(self, plan: StepPlan) -> dict[int, Draw]:
+        """Run the packed forward; return the draws by sequence. A sequence with non-finite logits fails alone."""
         if not plan.spans:
             return {}
         tables = {
@@ -228,7 +229,8 @@ class Engine:
         finite: dict[int, Draw] = {}
         for span, draw in zip(sampling, draws, strict=True):
             if draw is None:
-                self._fail(span.sequence, AdapterRejected("the model's output is not finite for this request"))
+                kind = EngineFault if span.prefix is None else AdapterRejected
+                self._fail(span.sequence, kind("the model's output is not finite for this request"))
             else:
                 finite[span.sequence] = draw
         return finite
@@ -285,7 +287,7 @@ class Engine:
         if job is None:
             return
         if job.check is not None:
-            self._outbox.append(CheckResult(job.check, error.message))
+            self._outbox.append(CheckResult(job.check, error.code, error.message))
             if job.prefix is not None:
                 self._scheduler.forget(job.prefix.adapter)
         else:

@@ -137,9 +137,10 @@ class StepReport:
 
 @dataclass(frozen=True, slots=True)
 class CheckResult:
-    """The verdict on a `Check`; `message` is empty when the adapter is fit."""
+    """The verdict on a `Check`; `code`, one of `server.errors`, and `message` are empty when the adapter is fit."""
 
     check: int
+    code: str = ""
     message: str = ""
 
 

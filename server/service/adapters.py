@@ -186,17 +186,18 @@ class AdapterService:
     async def _publish(self, tenant: Tenant, name: str, folder: Path, dry_run: bool) -> Verdict:
         spec = await asyncio.to_thread(self._judge, folder)
         await self._engine.wait_ready(ENGINE_WAIT)
-        for task in range(max(1, spec.num_tasks)):
-            await self._check_values(folder, spec, task)
+        # One task stands for all: a thousand of them would keep the engine for hours. Every task's values are judged
+        # again when it is loaded.
+        await self._check_values(folder, spec)
         if dry_run:
             return Verdict(spec, await asyncio.to_thread(files_digest, folder))
         version, created = await _undisturbed(lambda: self._store.publish(tenant.name, name, folder, spec))
         return Verdict(version.spec, version.digest, version, created)
 
-    async def _check_values(self, folder: Path, spec: AdapterSpec, task: int) -> None:
+    async def _check_values(self, folder: Path, spec: AdapterSpec) -> None:
         """Let the engine judge the numbers, under a key that no request can share."""
         rows = range(self._base.vocab_size, self._base.vocab_size + spec.num_virtual_tokens)
-        key = PrefixKey(self._base.digest, f"check:{folder.name}", task, spec.num_virtual_tokens)
+        key = PrefixKey(self._base.digest, f"check:{folder.name}", 0, spec.num_virtual_tokens)
         source = AdapterSource(
             key=key,
             kind=spec.kind,
@@ -204,11 +205,12 @@ class AdapterService:
             sha256=spec.tensors_sha256,
             num_virtual_tokens=spec.num_virtual_tokens,
             prefix_ids=() if spec.kind.holds_kv else tuple(rows),
+            needs_table=spec.template is not None and spec.template.has_rows,
             scale_by_sqrt_hidden=spec.scale_by_sqrt_hidden,
         )
         try:
             await self._engine.check(source)
-            if task == 0 and spec.probe is not None:
+            if spec.probe is not None:
                 await self._probe(source, *spec.probe)
         finally:
             self._engine.forget(key.adapter)

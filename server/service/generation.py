@@ -239,7 +239,7 @@ def _max_tokens(command: GenerateCommand, prompt: RenderedPrompt, source: Adapte
     if wanted > room:
         raise ContextTooLong(
             f"the prompt takes {held}, and max_tokens is {wanted}; together they may be"
-            f" {prefix + len(prompt.tokens) + max(room, 0)}",
+            f" {prefix + len(prompt.tokens) + room}",
             param="prompt" if room < 1 else "max_tokens",
         )
     if command.sampling.min_tokens > wanted:

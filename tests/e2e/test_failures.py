@@ -48,7 +48,8 @@ def busy(server: RunningServer) -> bool:
 
 def test_a_dropped_stream_frees_its_memory(server: RunningServer) -> None:
     with server.client() as client, client.stream("POST", "/v1/generate", json=ENDLESS | {"stream": True}) as reply:
-        next(reply.iter_lines())
+        lines = reply.iter_lines()  # kept: httpx closes a stream whose iterator is gone
+        next(lines)
         until(lambda: busy(server), 5, "starting")
     until(lambda: idle(server), 1.0, "freeing a dropped stream")
 

@@ -14,7 +14,7 @@ from server.engine.messages import StepReport, Submit
 from server.engine.model.load import from_module
 from tests.parity.bench import base_of
 from tests.parity.oracle import ask_plain
-from tests.parity.test_parity import TIGHT
+from tests.parity.test_parity import ROOMY
 from tests.tiny_models import tiny_model
 
 PROMPT = [5, 17, 200, 42, 8, 99, 120]
@@ -22,10 +22,10 @@ PROMPT = [5, 17, 200, 42, 8, 99, 120]
 
 @pytest.mark.parametrize("wanted", [{0}, {2, 5}, set(range(len(PROMPT)))])
 def test_a_sequence_may_be_scored_without_drawing(wanted: set[int]) -> None:
-    model = from_module(tiny_model("llama"), max_model_len=TIGHT.max_model_len)
+    model = from_module(tiny_model("llama"), max_model_len=ROOMY.max_model_len)
     rows: dict[int, Tensor] = {}
     with ThreadPoolExecutor(1) as readers:
-        engine = assemble(model, base_of(model), TIGHT, "cpu", readers)
+        engine = assemble(model, base_of(model), ROOMY, "cpu", readers)
         engine.submit(
             Submit(1, tuple(PROMPT), SamplingParams(max_tokens=0)),
             rows=frozenset(wanted),

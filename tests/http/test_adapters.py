@@ -239,7 +239,7 @@ async def test_the_card_of_a_multitask_adapter_names_its_tasks(api: Api) -> None
     files["waybill.json"] = json.dumps({"version": 1, "tasks": {"sum": 1}}).encode()
     card = (await api.publish("mine", files)).json()
     assert card["tasks"] == [0, "sum", 2]
-    assert [source.key.task for source in api.engine.checked] == [0, 1, 2]
+    assert [source.key.task for source in api.engine.checked] == [0]  # the others when they are loaded
     for task in ("sum", 1):
         assert (await api.generate(adapter="mine", prompt="x", task=task, max_tokens=1)).status_code == 200
         source = api.engine.submitted[-1].adapter

@@ -25,7 +25,7 @@ def _no_variables(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize(
     ("text", "size"),
-    [("512MB", 512 * 10**6), ("2GiB", 2 * 2**30), ("1.5 kib", 1536), ("4096", 4096), (4096, 4096), ("10B", 10)],
+    [("128MB", 128 * 10**6), ("2GiB", 2 * 2**30), ("1.5 kib", 1536), ("4096", 4096), (4096, 4096), ("10B", 10)],
 )
 def test_sizes(text: Any, size: int) -> None:
     assert parse_size(text) == size
@@ -77,7 +77,7 @@ def test_defaults_follow_the_machine(model: Path) -> None:
     base = read_base_model(model)
     plan = make_plan(Settings(), base, PLAIN)
     engine = plan.engine
-    assert (engine.device, engine.threads, engine.max_seqs, engine.step_tokens) == ("cpu", 3, 64, 512)
+    assert (engine.device, engine.threads, engine.max_seqs, engine.step_tokens) == ("cpu", 3, 64, 128)
     assert (engine.kv_memory, engine.prefix_memory) == (2 * 2**30, 2**30)
     assert (engine.max_model_len, engine.max_virtual_tokens) == (1024, 768)
     assert (plan.queue, plan.max_open) == (256, 320)

@@ -27,9 +27,11 @@ LENGTHS = {  # the sliding windows are shorter than some of these and longer tha
 PROMPTS = (13, 3, 29)  # tokens
 
 ROOMY = Sizes(num_blocks=200, block_size=16, prefix_blocks=40, max_seqs=32, step_tokens=4096, max_model_len=160)
-# Fewer blocks than the sequences need together, so that some are preempted; spans of at most 24 tokens, so that every
-# prompt and every compiled prefix goes through in chunks.
-TIGHT = Sizes(num_blocks=24, block_size=8, prefix_blocks=13, max_seqs=12, step_tokens=24, max_model_len=88)
+# Room for every prefix and every prompt, but not for what the sequences grow to: the youngest are preempted while all
+# kinds share the batch. Prompts and the longest compiled prefix go through in chunks.
+CROWDED = Sizes(num_blocks=64, block_size=8, prefix_blocks=26, max_seqs=12, step_tokens=24, max_model_len=88)
+# Few sequences at a time in little memory; every compiled prefix of more than three tokens goes through in chunks.
+TIGHT = Sizes(num_blocks=14, block_size=8, prefix_blocks=8, max_seqs=3, step_tokens=6, max_model_len=88)
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,11 +107,22 @@ def test_one_batch_of_every_kind(family_cases: tuple[str, list[Case]], attention
     assert run.stats[-1].preemptions == 0
 
 
+@pytest.mark.parametrize("order", [1, -1], ids=["forward", "backward"])
 @pytest.mark.parametrize("attention", ["reference", "cpu"])
-def test_chunked_prefill_and_preemption(family_cases: tuple[str, list[Case]], attention: str) -> None:
+def test_every_kind_in_one_batch_chunked_and_preempted(
+    family_cases: tuple[str, list[Case]], attention: str, order: int
+) -> None:
+    family, cases = family_cases
+    run = run_all(family, cases[::order], CROWDED, attention)  # the youngest are preempted: both ends get their turn
+    assert max(stats.batch_kinds for stats in run.stats) >= len(AdapterKind) + (order == 1)
+    assert run.stats[-1].preemptions > 0
+    assert max(stats.batch_tokens for stats in run.stats) <= CROWDED.step_tokens
+
+
+@pytest.mark.parametrize("attention", ["reference", "cpu"])
+def test_every_prompt_and_prefix_in_chunks(family_cases: tuple[str, list[Case]], attention: str) -> None:
     family, cases = family_cases
     run = run_all(family, cases, TIGHT, attention)
-    assert max(stats.batch_kinds for stats in run.stats) > 2
     assert run.stats[-1].preemptions > 0
     assert max(stats.batch_tokens for stats in run.stats) <= TIGHT.step_tokens
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Protocol
 
+import torch
 from torch import Tensor
 
 from server.engine.prefixes.read import AdapterTensors
@@ -34,7 +35,8 @@ def require_sane_magnitude(adapter: AdapterTensors, scale: Scale) -> None:
             "the embedding's",
         )
     if adapter.kv is not None:
-        per_row = _rms(adapter.kv, (2, 4))  # [num_layers, 2, length]
+        # Layer by layer: a float64 copy of a long cartridge would take twice its size.
+        per_row = torch.stack([_rms(layer, (1, 3)) for layer in adapter.kv])  # [num_layers, 2, length]
         ratio = per_row / scale.kv.to(per_row).clamp_min(1e-12)[:, :, None]
         layer, part, row = (int(i) for i in _unravel(int(ratio.argmax()), tuple(ratio.shape)))
         what = f"row {row} of the {'values' if part else 'keys'} of layer {layer}"
