@@ -36,7 +36,7 @@ def unpack_zip(source: Path, folder: Path, max_bytes: int) -> None:
                 names = _names(archive.infolist())
                 for member, name in names:
                     max_bytes -= _unpack(archive, member, folder / name, max_bytes)
-        except (zipfile.BadZipFile, NotImplementedError, EOFError, zlib.error) as error:
+        except (zipfile.BadZipFile, NotImplementedError, EOFError, IndexError, UnicodeError, zlib.error) as error:
             raise AdapterRejected(f"the zip is damaged: {error}") from error
 
 

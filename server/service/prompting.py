@@ -132,6 +132,13 @@ class Prompter:
                 raise InvalidRequest(f"{told}, which is filled with text: send {_how(names)}", param="prompt")
             fields = {names[0]: prompt}
         texts = self._texts(spec, names, fields or {}, "prompt" if prompt is not None else "fields")
+        # A template may repeat a field; what counts is the text that is tokenised.
+        length = sum(len(texts[piece.name]) for piece in template.pieces if isinstance(piece, Field))
+        if length > self._max_chars:
+            raise ContextTooLong(
+                f"the filled template has {length} characters; the context cannot hold more than {self._max_chars}",
+                param="fields",
+            )
         if template.has_rows:
             ids, stable = self._place(template, texts)
             return ids[:stable], ids[stable:]
