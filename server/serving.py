@@ -49,6 +49,8 @@ class DrainingServer(uvicorn.Server):
             log_config=None,
             access_log=False,
             server_header=False,
+            # The other parser keeps a request's head without limit; this one ends it at 64 KiB.
+            http="h11",
             timeout_graceful_shutdown=GRACE,
             # A proxy's word on who the client is changes nothing here.
             proxy_headers=False,

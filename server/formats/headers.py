@@ -102,7 +102,8 @@ def _tensor(name: str, entry: Any, data_start: int, dtypes: frozenset[str]) -> T
 
 
 def _integers(value: Any) -> bool:
-    return isinstance(value, list) and all(type(item) is int for item in value)
+    """Whether these are integers that a file could hold; larger ones cost more to multiply and print than to refuse."""
+    return isinstance(value, list) and all(type(item) is int and abs(item) < 2**63 for item in value)
 
 
 def _require_contiguous(tensors: list[TensorInfo], start: int, size: int) -> None:

@@ -48,16 +48,22 @@ def load_model(config: EngineConfig) -> LoadedModel:
     try:
         found = AutoConfig.from_pretrained(config.model_path, local_files_only=True, trust_remote_code=False)
         require_supported_config(found)
-        module = AutoModelForCausalLM.from_pretrained(
+        module, loading = AutoModelForCausalLM.from_pretrained(
             config.model_path,
             local_files_only=True,
             trust_remote_code=False,
             use_safetensors=True,
             dtype=getattr(torch, config.dtype),
             attn_implementation="eager",
+            output_loading_info=True,
         )
     except (OSError, ValueError) as error:
         raise UnsupportedModel(f"the base model in {config.model_path} cannot be loaded: {error}") from error
+    if missing := sorted(loading["missing_keys"]):
+        # transformers fills them with random numbers and goes on.
+        raise UnsupportedModel(
+            f"the base model in {config.model_path} lacks {len(missing)} weights, first {missing[0]}"
+        )
     model = from_module(module, max_model_len=config.max_model_len, device=torch.device(config.device))
     _require_same(model, config.base)
     return model
