@@ -1,0 +1,1 @@
+"""Compiled kernels for the CPU: built where they run, chosen by what the processor has."""
