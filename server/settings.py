@@ -57,6 +57,10 @@ class Settings(BaseSettings):
         "auto", description="Numbers of the forward pass; auto is bfloat16 where the hardware has it."
     )
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="Where the model runs.")
+    attention: Literal["auto", "native", "cpu", "reference"] = Field(
+        "auto",
+        description="Code of the forward pass; auto is native (compiled) on a CPU with a C++ compiler, else torch.",
+    )
     kv_memory: Size | None = Field(None, description="The KV pool, adapters' prefixes included.")
     prefix_memory: Size | None = Field(None, description="The part of it that prefixes may take at most.")
     max_model_len: Count | None = Field(None, description="Tokens of one sequence: virtual ones, prompt and output.")
@@ -123,7 +127,7 @@ def make_plan(settings: Settings, base: BaseModel, machine: Machine) -> Plan:
         base=base,
         dtype=dtype,
         device=device,
-        attention="cpu" if device == "cpu" else "reference",
+        attention=_attention(settings, device),
         kv_memory=kv_memory,
         prefix_memory=prefix_memory,
         max_model_len=max_model_len,
@@ -133,6 +137,14 @@ def make_plan(settings: Settings, base: BaseModel, machine: Machine) -> Plan:
         threads=settings.threads or machine.cores,
     )
     return Plan(engine, queue, settings.max_upload or _default_max_upload(base, max_virtual_tokens))
+
+
+def _attention(settings: Settings, device: str) -> str:
+    if settings.attention == "auto":
+        return "auto" if device == "cpu" else "reference"
+    if device != "cpu" and settings.attention != "reference":
+        raise ValueError(f"attention {settings.attention} runs on a CPU only, and device is {device}")
+    return settings.attention
 
 
 def _agree(

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 from concurrent.futures import Executor, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import transformers
@@ -11,16 +12,21 @@ import transformers
 from server.core import AdapterSource, BaseModel, EngineConfig
 from server.engine.loop import Engine
 from server.engine.messages import Hello
-from server.engine.model.attention.base import KVShape
+from server.engine.model.attention.base import AttentionBackend, KVShape
+from server.engine.model.attention.native import NativeBackend
 from server.engine.model.attention.select import block_size, create_backend
-from server.engine.model.guard import check_model
+from server.engine.model.guard import check_model, check_network
 from server.engine.model.load import LoadedModel, load_model
+from server.engine.model.network import Network, NotNative
 from server.engine.model.runner import Runner
 from server.engine.model.sampler import Sampler
 from server.engine.model.support import UnsupportedModel
+from server.engine.native.library import NativeUnavailable, load
 from server.engine.prefixes.magnitude import require_sane_magnitude
 from server.engine.prefixes.read import AdapterTensors, read_adapter
 from server.engine.scheduler.scheduler import Limits, Scheduler
+
+_log = logging.getLogger(__name__)
 
 READERS = 2
 """Threads that read adapter files."""
@@ -47,6 +53,7 @@ def build_engine(config: EngineConfig) -> tuple[Engine, Hello]:
 
     Raises Refusal with a reason that the operator can act on.
     """
+    config = replace(config, attention=_attention(config))
     torch.set_num_threads(config.threads)
     transformers.logging.disable_progress_bar()
     try:
@@ -75,6 +82,7 @@ def assemble(model: LoadedModel, base: BaseModel, sizes: Sizes, attention: str, 
     """
     backend = create_backend(attention, model.kv_shape(sizes.num_blocks, sizes.block_size))
     calibration = check_model(model, backend)
+    network = _network(model, backend)
     row_bytes = base.hidden_size * model.dtype.itemsize
     block_bytes = _block_bytes(model, sizes.block_size)
     limits = Limits(
@@ -96,11 +104,36 @@ def assemble(model: LoadedModel, base: BaseModel, sizes: Sizes, attention: str, 
 
     return Engine(
         scheduler=Scheduler(limits, eos_token_ids=base.eos_token_ids, table_blocks=table_blocks),
-        runner=Runner(model, backend),
+        runner=Runner(model, backend, network),
         sampler=Sampler(model.vocab_size, base.eos_token_ids, model.device),
         read=read,
         readers=readers,
     )
+
+
+def _attention(config: EngineConfig) -> str:
+    """Return the backend's name; "auto" is the compiled one where there can be one."""
+    if config.attention != "auto":
+        return config.attention
+    try:
+        load(config.threads)
+    except NativeUnavailable as error:
+        _log.warning("running without compiled kernels, several times slower: %s", error)
+        return "cpu"
+    return "native"
+
+
+def _network(model: LoadedModel, backend: AttentionBackend) -> Network | None:
+    """Return the compiled decoder if it takes this model and computes what the model does."""
+    if not isinstance(backend, NativeBackend):
+        return None
+    try:
+        network = Network(model, backend)
+        check_network(model, backend, network)
+    except (NotNative, UnsupportedModel) as error:
+        _log.warning("only attention runs in compiled code, the rest in transformers: %s", error)
+        return None
+    return network
 
 
 def _sizes(model: LoadedModel, config: EngineConfig) -> Sizes:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Executor
 from dataclasses import dataclass
 from queue import Empty, SimpleQueue
@@ -215,17 +215,32 @@ class Engine:
             for span in plan.spans
             if span.prefix is not None and (table := self._held[span.prefix.key].tensors.table) is not None
         }
+        sampling = [span for span in plan.spans if span.samples]
+        requests = [self._request(span) for span in sampling]
+        if self._wants_only_likeliest(plan, requests):
+            peaks, rows = self._runner.forward_best(plan.spans, tables)
+            return self._finite(sampling, self._sampler.take_likeliest(peaks.ids, peaks.finite))
         logits, rows = self._runner.forward(plan.spans, tables)
         place = {row: index for index, row in enumerate(rows)}
         for (sequence, position), index in place.items():
             if (listener := self._jobs[sequence].on_row) is not None:
                 listener(position, logits[index])
-        sampling = [span for span in plan.spans if span.samples]
         if not sampling:
             return {}
         picked = [place[span.sequence, span.start + len(span.tokens) - 1] for span in sampling]
         chosen = logits if picked == list(range(len(rows))) else logits[picked]
-        draws = self._sampler.draw(chosen, [self._request(span) for span in sampling])
+        return self._finite(sampling, self._sampler.draw(chosen, requests))
+
+    def _wants_only_likeliest(self, plan: StepPlan, requests: list[DrawRequest]) -> bool:
+        """Whether nobody looks at the logits beyond the likeliest token, which a compiled decoder finds by the way."""
+        return (
+            self._runner.network is not None
+            and all(self._sampler.is_greedy(request) for request in requests)
+            and not any(span.rows or self._jobs[span.sequence].on_row for span in plan.spans)
+        )
+
+    def _finite(self, sampling: list[Span], draws: Iterable[Draw | None]) -> dict[int, Draw]:
+        """Return the draws by sequence; a sequence whose logits are not finite fails."""
         finite: dict[int, Draw] = {}
         for span, draw in zip(sampling, draws, strict=True):
             if draw is None:

@@ -15,6 +15,7 @@ from server.core import PrefixKey
 from server.engine.model.attention.base import AttentionBackend, Row
 from server.engine.model.attention.hook import detach
 from server.engine.model.load import LoadedModel
+from server.engine.model.network import Network
 from server.engine.model.runner import Runner
 from server.engine.model.support import refuse
 from server.engine.scheduler.plan import Prefix, Span
@@ -62,6 +63,11 @@ class _Script:
     prefix_blocks: tuple[int, ...]
     texts: tuple[_Text, ...]
 
+    @property
+    def blocks(self) -> list[int]:
+        """Every block that the check writes."""
+        return [*self.prefix_blocks, *(block for text in self.texts for block in text.blocks)]
+
 
 class _Watched:
     """A backend with a note of every call and of how large keys and values are."""
@@ -102,19 +108,37 @@ def check_model(model: LoadedModel, backend: AttentionBackend) -> Calibration:
     script = _script(model, backend)
     watched = _Watched(backend, model.num_layers)
     attention = model.module.config._attn_implementation
-    blocks = [*script.prefix_blocks, *(block for text in script.texts for block in text.blocks)]
     try:
         with _short_windows(model.module):
             try:
-                found = _run_packed(model, watched, script)
+                found = _run_packed(model, Runner(model, watched), script, watched)
             finally:
                 detach(model.module, watched)
-                backend.zero(blocks)
+                backend.zero(script.blocks)
             for text, logits in zip(script.texts, found, strict=True):
                 _compare(model, logits, _run_alone(model, script, text))
     finally:
         model.module.set_attn_implementation(attention)
     return Calibration(_embedding_rms(model), (watched.squares / watched.numbers).sqrt().float())
+
+
+@torch.inference_mode()
+def check_network(model: LoadedModel, backend: AttentionBackend, network: Network) -> None:
+    """Compare the same forwards by the compiled `network` with the model's own. Leaves everything as it was.
+
+    Raises UnsupportedModel when they differ; the model itself can still be served.
+    """
+    script = _script(model, backend)
+    try:
+        with _short_windows(model.module):
+            network.limit_windows(SHORT_WINDOW)
+            found = _run_packed(model, Runner(model, backend, network), script)
+            detach(model.module, backend)
+            for text, logits in zip(script.texts, found, strict=True):
+                _compare(model, logits, _run_alone(model, script, text))
+    finally:
+        network.limit_windows(None)
+        backend.zero(script.blocks)
 
 
 def _script(model: LoadedModel, backend: AttentionBackend) -> _Script:
@@ -146,11 +170,11 @@ def _cuts(length: int, first: int) -> tuple[int, ...]:
     return tuple(sorted({min(max(first, 1), length), max(length - 1, 1), length}))
 
 
-def _run_packed(model: LoadedModel, watched: _Watched, script: _Script) -> list[Tensor]:
+def _run_packed(model: LoadedModel, runner: Runner, script: _Script, watched: _Watched | None = None) -> list[Tensor]:
     """Return every text's logits [length, vocab_size] from forwards that mix the texts' chunks."""
-    runner = Runner(model, watched)
     runner.forward([Span(0, 0, script.prefix, script.prefix_blocks)])
-    _require_all_called(model, watched)
+    if watched is not None:
+        _require_all_called(model, watched)
     prefix = Prefix(PrefixKey("", ""), len(script.prefix), script.prefix_blocks)
     parts: list[list[Tensor]] = [[] for _ in script.texts]
     done = [0] * len(script.texts)
@@ -163,10 +187,11 @@ def _run_packed(model: LoadedModel, watched: _Watched, script: _Script) -> list[
                 spans.append(Span(index, done[index], tokens, text.blocks, behind, rows=tuple(range(len(tokens)))))
                 done[index] = text.cuts[step]
         logits, _ = runner.forward(spans)
-        _require_all_called(model, watched)
+        if watched is not None:
+            _require_all_called(model, watched)
         sizes = [len(span.tokens) for span in spans]
         for span, part in zip(spans, torch.split(logits, sizes), strict=True):
-            parts[span.sequence].append(part)
+            parts[span.sequence].append(part.clone())
     return [torch.cat(part) for part in parts]
 
 

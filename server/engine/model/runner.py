@@ -12,6 +12,7 @@ from server.core import PrefixKey
 from server.engine.model.attention.base import AttentionBackend, Row
 from server.engine.model.attention.hook import attach
 from server.engine.model.load import LoadedModel
+from server.engine.model.network import Network, Peaks
 from server.engine.scheduler.plan import PENDING, Span
 
 LogitRow = tuple[int, int]
@@ -19,14 +20,16 @@ LogitRow = tuple[int, int]
 
 
 class Runner:
-    """The model with a backend behind it.
+    """The model with a backend behind it, or the compiled `network` that stands in for its layers.
 
-    Making a Runner attaches the backend; the model serves one at a time.
+    Making a Runner attaches the backend; the model serves one at a time. With a network the result of every row is the
+    same whoever shares the forward, and the head finds the likeliest token of each row by the way (`forward_best`).
     """
 
-    def __init__(self, model: LoadedModel, backend: AttentionBackend) -> None:
+    def __init__(self, model: LoadedModel, backend: AttentionBackend, network: Network | None = None) -> None:
         self.model = model
         self.backend = backend
+        self.network = network
         self._slices = "logits_to_keep" in inspect.signature(model.module.forward).parameters
         attach(model.module, backend)
 
@@ -49,15 +52,41 @@ class Runner:
         then its last row if it samples and is not among them. Where no row is wanted the head does not run.
         Raises ValueError when a virtual id has no table, and KeyError when a PENDING id was not carried.
         """
+        embeddings, rows = self._begin(spans, tables, carried, table)
+        wanted, keep = _wanted(spans, rows)
+        if self.network is not None:
+            logits, _ = self.network.forward(embeddings[0], keep, wants_logits=True)
+            return logits, wanted
+        positions = [row.prefix_len + row.start + index for row in rows for index in range(row.count)]
+        return self._call(embeddings, torch.tensor([positions], device=self.model.device), keep), wanted
+
+    @torch.inference_mode()
+    def forward_best(
+        self,
+        spans: Sequence[Span],
+        tables: Mapping[PrefixKey, Tensor] | None = None,
+        carried: Mapping[int, int] | None = None,
+        *,
+        table: Tensor | None = None,
+    ) -> tuple[Peaks, list[LogitRow]]:
+        """Like `forward`, for rows of which only the likeliest token is wanted. Needs a network."""
+        assert self.network is not None, "only the compiled decoder finds peaks"
+        embeddings, rows = self._begin(spans, tables, carried, table)
+        wanted, keep = _wanted(spans, rows)
+        _, peaks = self.network.forward(embeddings[0], keep, wants_logits=False)
+        return peaks, wanted
+
+    def _begin(
+        self,
+        spans: Sequence[Span],
+        tables: Mapping[PrefixKey, Tensor] | None,
+        carried: Mapping[int, int] | None,
+        table: Tensor | None,
+    ) -> tuple[Tensor, list[Row]]:
         tokens = [_carry(span, carried or {}) for span in spans]
         rows = list(_attention_rows(spans))
-        device = self.model.device
-        embeddings = self._embed(spans, tokens, tables or {}, table)
-        positions = [row.prefix_len + row.start + index for row in rows for index in range(row.count)]
-        wanted, keep = _wanted(spans, rows)
         self.backend.begin(rows)
-        logits = self._call(embeddings, torch.tensor([positions], device=device), keep)
-        return logits, wanted
+        return self._embed(spans, tokens, tables or {}, table), rows
 
     def _embed(
         self,

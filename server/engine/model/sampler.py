@@ -89,6 +89,15 @@ class Sampler:
             for row, request in enumerate(requests)
         ]
 
+    def is_greedy(self, request: DrawRequest) -> bool:
+        """Whether the request takes the likeliest token as the model gives it, and asks for nothing else."""
+        params = request.params
+        return params.temperature == 0 and params.logprobs is None and not self._adjusts(request)
+
+    def take_likeliest(self, ids: Tensor, finite: Tensor) -> list[Draw | None]:
+        """Return what `draw` returns for greedy rows, from each row's likeliest id [rows] and finiteness [rows]."""
+        return [Draw(token) if good else None for token, good in zip(ids.tolist(), finite.tolist(), strict=True)]
+
     def forget(self, sequence: int) -> None:
         """Drop what is kept of a sequence. Safe for one that is not known."""
         self._penalties.forget(sequence)

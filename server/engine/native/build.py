@@ -1,6 +1,6 @@
 """Compile the kernels: one shared library per instruction set, kept where it is found again.
 
-The sources include neither torch's nor Python's headers, so a library takes seconds to build and serves every version of
+The sources include neither torch's nor Python's headers, so a library takes seconds to build and fits every version of
 both. A library is named by a digest of its sources and flags, so an outdated one is never used.
 """
 
@@ -30,6 +30,8 @@ _COMMON = (
     "-fno-trapping-math",
     "-Wall",
     "-Wextra",
+    "-Wno-psabi",
+    "-ffp-contract=fast",
 )
 _X86_V4 = ("avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl", "avx2", "fma", "bmi2", "f16c")
 

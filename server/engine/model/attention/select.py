@@ -7,10 +7,11 @@ from types import MappingProxyType
 
 from server.engine.model.attention.base import AttentionBackend, KVShape
 from server.engine.model.attention.cpu import CpuBackend
+from server.engine.model.attention.native import BLOCK_SIZE, NativeBackend
 from server.engine.model.attention.reference import ReferenceBackend
 
 _BACKENDS: MappingProxyType[str, tuple[Callable[[KVShape], AttentionBackend], int]] = MappingProxyType(
-    {"reference": (ReferenceBackend, 64), "cpu": (CpuBackend, 64)}
+    {"reference": (ReferenceBackend, 64), "cpu": (CpuBackend, 64), "native": (NativeBackend, BLOCK_SIZE)}
 )
 
 

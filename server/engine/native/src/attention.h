@@ -1,0 +1,408 @@
+// Attention over two segments of blocks: an adapter's prefix, read once for all queries that share it, and a sequence's own
+// tokens. Online softmax (Milakov and Gimelshein 2018, arXiv:1805.02867) in float32.
+//
+// Keys are taken in groups of 128, counted from the start of each segment. A query's arithmetic depends on its own keys
+// alone: a key that it does not see adds exact zeros, and which queries share a work item changes no order. So a query's
+// result is bitwise the same alone, in any batch, and however its prompt was cut into steps.
+#pragma once
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+#include <numeric>
+#include <vector>
+
+#include "kv.h"
+#include "simd.h"
+
+namespace waybill {
+
+constexpr int kGroup = 128;        // keys between two updates of a softmax
+constexpr int kMaxHeadDim = 256;
+constexpr int kItemTokens = 16;    // tokens of a work item: times the query heads of one KV head, its rows
+constexpr float kNever = -std::numeric_limits<float>::infinity();
+
+struct LayerAttention {
+  int32_t heads = 1;               // query heads
+  float scaling = 1.f;
+  int32_t window = 0;              // tokens; 0: every key before the query
+  float softcap = 0.f;             // 0: none
+  const float* sinks = nullptr;    // [heads], logits that take part in the softmax and add nothing
+};
+
+// One sequence's part of a step; see Row in base.py.
+struct PlanRow {
+  int32_t offset, count, start, prefix_len;
+  const int32_t *blocks, *prefix_blocks;
+};
+
+class AttentionPlan {
+ public:
+  AttentionPlan(int kv_heads, int threads) : kv_heads_(kv_heads), threads_(threads) {}
+
+  // Describes a step. The tables must outlive it.
+  void build(const PlanRow* rows, int count) {
+    rows_.assign(rows, rows + count);
+    row_of_.clear();
+    positions_.clear();
+    runs_.clear();
+    items_.clear();
+    int tokens = 0;
+    for (int r = 0; r < count; r++) tokens = std::max(tokens, rows_[r].offset + rows_[r].count);
+    row_of_.resize(tokens);
+    positions_.resize(tokens);
+    for (int r = 0; r < count; r++)
+      for (int i = 0; i < rows_[r].count; i++) {
+        row_of_[rows_[r].offset + i] = r;
+        positions_[rows_[r].offset + i] = rows_[r].prefix_len + rows_[r].start + i;
+      }
+    cut(tokens);
+  }
+
+  int tokens() const { return static_cast<int>(row_of_.size()); }
+  int items() const { return static_cast<int>(items_.size()); }
+  int position(int token) const { return positions_[token]; }
+
+  // Consecutive tokens of one row, of which a work item computes all query heads of one KV head.
+  struct Run { int row, first, count; };
+  struct Item { int kv_head, run0, runs, tokens; double cost; };
+
+  const PlanRow& row(int index) const { return rows_[index]; }
+  const PlanRow& row_of(int token) const { return rows_[row_of_[token]]; }
+  const Run& run(int index) const { return runs_[index]; }
+  const Item& item(int index) const { return items_[index]; }
+
+ private:
+  void cut(int tokens) {
+    std::vector<int> order(rows_.size());
+    std::iota(order.begin(), order.end(), 0);
+    std::stable_sort(order.begin(), order.end(), [&](int a, int b) { return rows_[a].prefix_blocks < rows_[b].prefix_blocks; });
+    const int most = std::clamp(tokens * kv_heads_ / (4 * threads_), 1, kItemTokens);
+    struct Chunk { int run0, runs, tokens; double cost; };
+    std::vector<Chunk> chunks;
+    const int32_t* prefix = nullptr;
+    for (int r : order) {
+      const PlanRow& row = rows_[r];
+      for (int at = 0; at < row.count;) {
+        if (chunks.empty() || chunks.back().tokens >= most || row.prefix_blocks != prefix) {
+          prefix = row.prefix_blocks;
+          chunks.push_back({static_cast<int>(runs_.size()), 0, 0, 0.0});
+        }
+        Chunk& chunk = chunks.back();
+        const int n = std::min(most - chunk.tokens, row.count - at);
+        runs_.push_back({r, at, n});
+        chunk.runs++;
+        chunk.tokens += n;
+        chunk.cost += n * (row.prefix_len + 1.0) + (n + 1.0) * (row.start + at + n + 32.0);
+        at += n;
+      }
+    }
+    for (const Chunk& chunk : chunks)
+      for (int h = 0; h < kv_heads_; h++) items_.push_back({h, chunk.run0, chunk.runs, chunk.tokens, chunk.cost});
+    std::stable_sort(items_.begin(), items_.end(), [](const Item& a, const Item& b) { return a.cost > b.cost; });
+  }
+
+  int kv_heads_, threads_;
+  std::vector<PlanRow> rows_;
+  std::vector<int> row_of_, positions_;
+  std::vector<Run> runs_;
+  std::vector<Item> items_;
+};
+
+// Writes one token's keys and values, [kv_heads][head_dim] each, to its place in the sequence's own segment.
+template <class T>
+void write_kv(const AttentionPlan& plan, const KVMemory& memory, int layer, int token, const T* k, const T* v) {
+  const PlanRow& row = plan.row_of(token);
+  const int own = row.start + token - row.offset, block = row.blocks[own / kBlock], slot = own % kBlock;
+  const int d = memory.head_dim, padded = memory.padded;
+  for (int h = 0; h < memory.kv_heads; h++, k += d, v += d) {
+    T* keys = memory.keys<T>(layer, block, h) + key_place<T>(padded, slot, 0);
+    T* values = memory.values<T>(layer, block, h) + value_place<T>(padded, slot, 0);
+    if constexpr (sizeof(T) == 2) {
+      for (int j = 0; j + 1 < d; j += 2) std::memcpy(keys + j * kTile, k + j, 2 * sizeof(T));
+      if (d % 2) keys[(d - 1) * kTile] = k[d - 1];
+      for (int j = 0; j < d; j++) values[2 * j] = v[j];
+    } else {
+      for (int j = 0; j < d; j++) keys[j * kTile] = k[j];
+      std::memcpy(values, v, d * sizeof(T));
+    }
+  }
+}
+
+// ------------------------------------------------------------------------------------------------------ small products
+// Scores of R queries [R][padded] against a block of 32 keys.
+template <int R>
+inline void scores_of(const bf16* q, const bf16* keys, int padded, float* out) {
+#if defined(__AVX512BF16__)
+  __m512 sum[R][2];
+  for (int r = 0; r < R; r++) sum[r][0] = sum[r][1] = _mm512_setzero_ps();
+  const size_t tile = static_cast<size_t>(padded) * kTile;
+  for (int p = 0; p < padded / 2; p++) {
+    const __m512bh near = (__m512bh)_mm512_loadu_si512(keys + static_cast<size_t>(p) * 2 * kTile);
+    const __m512bh far = (__m512bh)_mm512_loadu_si512(keys + tile + static_cast<size_t>(p) * 2 * kTile);
+    for (int r = 0; r < R; r++) {
+      int32_t pair;
+      std::memcpy(&pair, q + static_cast<size_t>(r) * padded + 2 * p, sizeof pair);
+      const __m512bh both = (__m512bh)_mm512_set1_epi32(pair);
+      sum[r][0] = _mm512_dpbf16_ps(sum[r][0], near, both);
+      sum[r][1] = _mm512_dpbf16_ps(sum[r][1], far, both);
+    }
+  }
+  for (int r = 0; r < R; r++) {
+    _mm512_storeu_ps(out + r * kGroup, sum[r][0]);
+    _mm512_storeu_ps(out + r * kGroup + kTile, sum[r][1]);
+  }
+#else
+  for (int t = 0; t < 2; t++, keys += static_cast<size_t>(padded) * kTile) {
+    f32x16 sum[R];
+    for (int r = 0; r < R; r++) sum[r] = f32x16{};
+    for (int p = 0; p < padded / 2; p++) {
+      f32x16 even, odd;
+      load_pairs(keys + static_cast<size_t>(p) * 2 * kTile, even, odd);
+      for (int r = 0; r < R; r++) {
+        const bf16* at = q + static_cast<size_t>(r) * padded + 2 * p;
+        sum[r] = sum[r] + broadcast(to_float(at[0])) * even + broadcast(to_float(at[1])) * odd;
+      }
+    }
+    for (int r = 0; r < R; r++) store(out + r * kGroup + t * kTile, sum[r]);
+  }
+#endif
+}
+
+template <int R>
+inline void scores_of(const float* q, const float* keys, int padded, float* out) {
+  for (int t = 0; t < 2; t++, keys += static_cast<size_t>(padded) * kTile) {
+    f32x16 sum[R];
+    for (int r = 0; r < R; r++) sum[r] = f32x16{};
+    for (int d = 0; d < padded; d++) {
+      const f32x16 key = load(keys + static_cast<size_t>(d) * kTile);
+      for (int r = 0; r < R; r++) sum[r] = sum[r] + broadcast(q[static_cast<size_t>(r) * padded + d]) * key;
+    }
+    for (int r = 0; r < R; r++) store(out + r * kGroup + t * kTile, sum[r]);
+  }
+}
+
+// Adds the weighted values of a block of 32 keys to R rows of results [R][padded], in N vectors of dimensions from `d` on.
+// `weights` are [R][kGroup], of the values' type.
+template <int R, int N>
+inline void add_values(const bf16* weights, const bf16* values, int padded, int d, float* out) {
+  f32x16 sum[R][N];
+  for (int r = 0; r < R; r++)
+    for (int n = 0; n < N; n++) sum[r][n] = load(out + static_cast<size_t>(r) * padded + d + n * 16);
+  for (int p = 0; p < kBlock / 2; p++) {
+    const bf16* pair = values + (static_cast<size_t>(p) * padded + d) * 2;
+#if defined(__AVX512BF16__)
+    __m512bh value[N];
+    for (int n = 0; n < N; n++) value[n] = (__m512bh)_mm512_loadu_si512(pair + n * 32);
+    for (int r = 0; r < R; r++) {
+      int32_t two;
+      std::memcpy(&two, weights + r * kGroup + 2 * p, sizeof two);
+      const __m512bh both = (__m512bh)_mm512_set1_epi32(two);
+      for (int n = 0; n < N; n++) sum[r][n] = (f32x16)_mm512_dpbf16_ps((__m512)sum[r][n], value[n], both);
+    }
+#else
+    f32x16 even[N], odd[N];
+    for (int n = 0; n < N; n++) load_pairs(pair + n * 32, even[n], odd[n]);
+    for (int r = 0; r < R; r++) {
+      const f32x16 x = broadcast(to_float(weights[r * kGroup + 2 * p])), y = broadcast(to_float(weights[r * kGroup + 2 * p + 1]));
+      for (int n = 0; n < N; n++) sum[r][n] = sum[r][n] + x * even[n] + y * odd[n];
+    }
+#endif
+  }
+  for (int r = 0; r < R; r++)
+    for (int n = 0; n < N; n++) store(out + static_cast<size_t>(r) * padded + d + n * 16, sum[r][n]);
+}
+
+template <int R, int N>
+inline void add_values(const float* weights, const float* values, int padded, int d, float* out) {
+  f32x16 sum[R][N];
+  for (int r = 0; r < R; r++)
+    for (int n = 0; n < N; n++) sum[r][n] = load(out + static_cast<size_t>(r) * padded + d + n * 16);
+  for (int k = 0; k < kBlock; k++)
+    for (int n = 0; n < N; n++) {
+      const f32x16 value = load(values + static_cast<size_t>(k) * padded + d + n * 16);
+      for (int r = 0; r < R; r++) sum[r][n] = sum[r][n] + broadcast(weights[r * kGroup + k]) * value;
+    }
+  for (int r = 0; r < R; r++)
+    for (int n = 0; n < N; n++) store(out + static_cast<size_t>(r) * padded + d + n * 16, sum[r][n]);
+}
+
+#if defined(__AVX512F__)
+constexpr int kQueryRows = 4, kValueVectors = 4;   // 16 of 32 registers hold results
+#else
+constexpr int kQueryRows = 2, kValueVectors = 1;   // a vector of 16 floats takes two registers of 16, or four
+#endif
+
+template <class T, int R = kQueryRows>
+inline void scores_rows(int rows, const T* q, const T* keys, int padded, float* out) {
+  if constexpr (R > 0) {
+    if (rows == R) scores_of<R>(q, keys, padded, out);
+    else scores_rows<T, R - 1>(rows, q, keys, padded, out);
+  }
+}
+
+template <class T, int R = kQueryRows>
+inline void values_rows(int rows, const T* weights, const T* values, int padded, float* out) {
+  if constexpr (R > 0) {
+    if (rows != R) return values_rows<T, R - 1>(rows, weights, values, padded, out);
+    int d = 0;
+    for (; d + 16 * kValueVectors <= padded; d += 16 * kValueVectors) add_values<R, kValueVectors>(weights, values, padded, d, out);
+    for (; d < padded; d += 16) add_values<R, 1>(weights, values, padded, d, out);
+  }
+}
+
+// --------------------------------------------------------------------------------------------------------- one work item
+// The queries of a work item and the state of their softmaxes. Rows are [token][query head of the KV head].
+template <class T>
+struct Queries {
+  int rows, padded;
+  T* q;             // [rows][padded]
+  float *scores;    // [rows][kGroup]
+  T* weights;       // [rows][kGroup]
+  float *results;   // [rows][padded]
+  float *peak, *mass;
+  int* position;
+
+  Queries(int count, int width, float* scratch) : rows(count), padded(width) {
+    results = scratch;
+    scores = results + static_cast<size_t>(rows) * padded;
+    peak = scores + static_cast<size_t>(rows) * kGroup;
+    mass = peak + rows;
+    position = reinterpret_cast<int*>(mass + rows);
+    float* rest = scratch + round16(static_cast<size_t>(rows) * (padded + kGroup + 3));
+    q = reinterpret_cast<T*>(rest);
+    weights = q + static_cast<size_t>(rows) * padded;
+  }
+
+  static size_t round16(size_t n) { return (n + 15) / 16 * 16; }
+  static size_t floats(size_t rows, int padded) { return round16(rows * (padded + kGroup + 3)) + rows * (padded + kGroup); }
+};
+
+// Floats that one thread needs for `attend_item`.
+inline size_t scratch_floats(const KVMemory& memory, int heads) {
+  return Queries<float>::floats(static_cast<size_t>(kItemTokens) * (heads / memory.kv_heads), memory.padded);
+}
+
+// A row's scores of a group become weights, of which those outside [from, to) are zero.
+template <class T>
+inline void soften(Queries<T>& q, int r, int keys, int from, int to, const LayerAttention& layer) {
+  float* s = q.scores + static_cast<size_t>(r) * kGroup;
+  T* w = q.weights + static_cast<size_t>(r) * kGroup;
+  from = std::max(from, 0);
+  to = std::min(to, keys);
+  if (from >= to) {
+    for (int j = 0; j < keys; j += 16) store(w + j, f32x16{});
+    return;
+  }
+  const f32x16 scaling = broadcast(layer.scaling);
+  f32x16 best = broadcast(kNever);
+  for (int j = 0; j < keys; j += 16) {
+    f32x16 x = load(s + j) * scaling;
+    if (layer.softcap != 0.f) x = cap(x, layer.softcap);
+    if (j < from || j + 16 > to) x = keep_lanes(x, from - j, to - j, kNever);
+    store(s + j, x);
+    best = vmax(best, x);
+  }
+  const float peak = std::max(q.peak[r], hmax(best));
+  const f32x16 shift = broadcast(peak);
+  f32x16 sum = {};
+  for (int j = 0; j < keys; j += 16) {
+    const f32x16 e = exp(load(s + j) - shift);
+    store(w + j, e);
+    sum = sum + e;
+  }
+  const float fade = q.peak[r] == kNever ? 0.f : std::exp(q.peak[r] - peak);
+  q.mass[r] = q.mass[r] * fade + hsum(sum);
+  if (fade != 1.f) {
+    float* result = q.results + static_cast<size_t>(r) * q.padded;
+    for (int d = 0; d < q.padded; d += 16) store(result + d, load(result + d) * broadcast(fade));
+  }
+  q.peak[r] = peak;
+}
+
+// Rows [row0, row0 + rows) attend to a segment of `length` keys, of which key j has position `base + j`.
+template <class T>
+void attend_segment(Queries<T>& q, int row0, int rows, const KVMemory& memory, int layer, int head, const int32_t* blocks,
+                    int length, int base, const LayerAttention& settings) {
+  int first = length, last = 0;   // keys that any of the rows sees
+  for (int r = row0; r < row0 + rows; r++) {
+    const int to = std::min(length, q.position[r] + 1 - base);
+    const int from = settings.window > 0 ? q.position[r] + 1 - settings.window - base : 0;
+    first = std::min(first, std::max(from, 0));
+    last = std::max(last, to);
+  }
+  for (int key = first / kGroup * kGroup; key < last; key += kGroup) {
+    const int keys = std::min(kGroup, (last - key + kBlock - 1) / kBlock * kBlock);
+    const int skip = first > key ? (first - key) / kBlock * kBlock : 0;   // blocks that lie before every window
+    for (int j = skip; j < keys; j += kBlock) {
+      const T* part = memory.keys<T>(layer, blocks[(key + j) / kBlock], head);
+      for (int r = row0; r < row0 + rows; r += kQueryRows)
+        scores_rows<T>(std::min(kQueryRows, row0 + rows - r), q.q + static_cast<size_t>(r) * q.padded, part, q.padded,
+                       q.scores + static_cast<size_t>(r) * kGroup + j);
+    }
+    for (int r = row0; r < row0 + rows; r++) {
+      for (int j = 0; j < skip; j += 16) store(q.scores + static_cast<size_t>(r) * kGroup + j, f32x16{});
+      const int from = settings.window > 0 ? q.position[r] + 1 - settings.window - base - key : 0;
+      soften(q, r, keys, from, std::min(length, q.position[r] + 1 - base) - key, settings);
+    }
+    for (int j = skip; j < keys; j += kBlock) {
+      const T* part = memory.values<T>(layer, blocks[(key + j) / kBlock], head);
+      for (int r = row0; r < row0 + rows; r += kQueryRows)
+        values_rows<T>(std::min(kQueryRows, row0 + rows - r), q.weights + static_cast<size_t>(r) * kGroup + j, part, q.padded,
+                       q.results + static_cast<size_t>(r) * q.padded);
+    }
+  }
+}
+
+// Writes a row's result [head_dim].
+template <class T>
+inline void finish(const Queries<T>& q, int r, const LayerAttention& settings, int head, int d, T* out) {
+  float scale = 1.f / q.mass[r];
+  if (settings.sinks != nullptr) {
+    const float sink = settings.sinks[head], peak = std::max(q.peak[r], sink), fade = std::exp(q.peak[r] - peak);
+    scale = fade / (q.mass[r] * fade + std::exp(sink - peak));
+  }
+  const float* result = q.results + static_cast<size_t>(r) * q.padded;
+  int j = 0;
+  for (; j + 16 <= d; j += 16) store(out + j, load(result + j) * broadcast(scale));
+  for (; j < d; j++) out[j] = from_float<T>(result[j] * scale);
+}
+
+// Computes one work item. `q` and `out` are rows of tokens, [heads][head_dim], `q_stride` and `out_stride` elements apart.
+template <class T>
+void attend_item(const AttentionPlan& plan, const KVMemory& memory, int layer, const LayerAttention& settings, const T* q,
+                 ptrdiff_t q_stride, T* out, ptrdiff_t out_stride, int index, float* scratch) {
+  const auto& item = plan.item(index);
+  const int group = settings.heads / memory.kv_heads, d = memory.head_dim, head0 = item.kv_head * group;
+  Queries<T> queries(item.tokens * group, memory.padded, scratch);
+  int r = 0;
+  for (int i = 0; i < item.runs; i++) {
+    const auto& run = plan.run(item.run0 + i);
+    const int token0 = plan.row(run.row).offset + run.first;
+    for (int t = token0; t < token0 + run.count; t++)
+      for (int g = 0; g < group; g++, r++) {
+        T* row = queries.q + static_cast<size_t>(r) * memory.padded;
+        std::memcpy(row, q + t * q_stride + (head0 + g) * d, d * sizeof(T));
+        std::memset(static_cast<void*>(row + d), 0, (memory.padded - d) * sizeof(T));
+        queries.position[r] = plan.position(t);
+        queries.peak[r] = kNever;
+        queries.mass[r] = 0.f;
+      }
+  }
+  std::fill(queries.results, queries.results + static_cast<size_t>(r) * memory.padded, 0.f);
+  const PlanRow& shared = plan.row(plan.run(item.run0).row);
+  if (shared.prefix_len > 0)
+    attend_segment(queries, 0, r, memory, layer, item.kv_head, shared.prefix_blocks, shared.prefix_len, 0, settings);
+  r = 0;
+  for (int i = 0; i < item.runs; i++) {
+    const auto& run = plan.run(item.run0 + i);
+    const PlanRow& row = plan.row(run.row);
+    attend_segment(queries, r, run.count * group, memory, layer, item.kv_head, row.blocks, row.start + run.first + run.count,
+                   row.prefix_len, settings);
+    const int token0 = row.offset + run.first;
+    for (int t = token0; t < token0 + run.count; t++)
+      for (int g = 0; g < group; g++, r++) finish(queries, r, settings, head0 + g, d, out + t * out_stride + (head0 + g) * d);
+  }
+}
+
+}  // namespace waybill

@@ -1,0 +1,280 @@
+// Linear layers: weights packed once at load, activations as they are, results handed to an epilogue while in cache.
+//
+// A weight [n, k] is packed into panels of 16 output columns: bf16 as [k/2][16][2], so that one 64-byte row holds the pairs
+// that vdpbf16ps and AMX multiply, and float as [k][16]. A result is accumulated over k in one order in one register,
+// whatever the number of rows: a row's result is bitwise the same alone and in any batch.
+#pragma once
+
+#include <algorithm>
+#include <cstddef>
+#include <cstdint>
+#include <cstring>
+#include <memory>
+#include <new>
+#include <vector>
+
+#include "simd.h"
+
+namespace waybill {
+
+constexpr int kPanel = 16;      // output columns of a panel: one vector of floats
+constexpr int kDepth = 32;      // k is padded to a multiple: one AMX tile of bf16
+constexpr int kRowBlock = 32;   // rows that a block of results holds at most
+constexpr int kColumns = 64;    // columns that a block of results holds at most
+
+inline int round_up(int n, int to) { return (n + to - 1) / to * to; }
+
+struct Release {
+  void operator()(void* p) const { ::operator delete[](p, std::align_val_t(64)); }
+};
+
+template <class T>
+using Buffer = std::unique_ptr<T[], Release>;
+
+// Zeroed and aligned to a cache line.
+template <class T>
+Buffer<T> make_buffer(size_t count) {
+  void* p = ::operator new[](std::max<size_t>(count, 1) * sizeof(T), std::align_val_t(64));
+  std::memset(p, 0, count * sizeof(T));
+  return Buffer<T>(static_cast<T*>(p));
+}
+
+// A packed weight. `starts` splits its pairs of panels into work items: large ones first, small ones last, so that threads
+// finish together.
+template <class T>
+class Linear {
+ public:
+  Linear() = default;
+
+  // Packs `weight` [n, k], row by row as `row(i)` says which of its rows comes i-th. `threads` only sizes the work items.
+  template <class RowOf>
+  Linear(int n, int k, int threads, RowOf row) : n_(n), k_(k), depth_(round_up(k, kDepth)) {
+    const int panels = round_up(n, 2 * kPanel) / kPanel;
+    packed_ = make_buffer<T>(static_cast<size_t>(panels) * depth_ * kPanel);
+    for (int i = 0; i < n; i++) {
+      const T* source = row(i);
+      if (source == nullptr) continue;
+      T* panel = packed_.get() + static_cast<size_t>(i / kPanel) * depth_ * kPanel;
+      for (int j = 0; j < k; j++) panel[place(j, i % kPanel)] = source[j];
+    }
+    const int pairs = panels / 2, target = 12 * threads;
+    const int large = std::max(2, pairs / target / 2 * 2), small_from = pairs - pairs / 5;
+    for (int at = 0; at < pairs; at += at + large <= small_from ? large : 1) starts_.push_back(at);
+    starts_.push_back(pairs);
+  }
+
+  int rows() const { return n_; }
+  int depth() const { return depth_; }
+  int items() const { return static_cast<int>(starts_.size()) - 1; }
+  int first_panel(int item) const { return 2 * starts_[item]; }
+  int end_panel(int item) const { return 2 * starts_[item + 1]; }
+  const T* panel(int index) const { return packed_.get() + static_cast<size_t>(index) * depth_ * kPanel; }
+
+ private:
+  static size_t place(int j, int column) {
+    if constexpr (sizeof(T) == 2) return (static_cast<size_t>(j / 2) * kPanel + column) * 2 + j % 2;
+    else return static_cast<size_t>(j) * kPanel + column;
+  }
+
+  int n_ = 0, k_ = 0, depth_ = 0;
+  Buffer<T> packed_;
+  std::vector<int> starts_;
+};
+
+// ---------------------------------------------------------------------------------------------- blocks of results
+// A block multiplies `rows` rows of activations with `panels` panels and leaves float results in out[row][kColumns].
+
+#if defined(__AVX512BF16__)
+template <int R, int P>
+inline void multiply_rows(const bf16* a, int lda, const bf16* w, size_t panel_step, int depth, float* out) {
+  __m512 sum[R][P];
+  for (int r = 0; r < R; r++)
+    for (int p = 0; p < P; p++) sum[r][p] = _mm512_setzero_ps();
+  for (int k = 0; k < depth / 2; k++) {
+    __m512bh column[P];
+    for (int p = 0; p < P; p++) column[p] = (__m512bh)_mm512_loadu_si512(w + p * panel_step + static_cast<size_t>(k) * 2 * kPanel);
+    for (int r = 0; r < R; r++) {
+      int32_t pair;
+      std::memcpy(&pair, a + static_cast<size_t>(r) * lda + 2 * k, sizeof pair);
+      const __m512bh both = (__m512bh)_mm512_set1_epi32(pair);
+      for (int p = 0; p < P; p++) sum[r][p] = _mm512_dpbf16_ps(sum[r][p], column[p], both);
+    }
+  }
+  for (int r = 0; r < R; r++)
+    for (int p = 0; p < P; p++) _mm512_storeu_ps(out + r * kColumns + p * kPanel, sum[r][p]);
+}
+#else
+template <int R, int P>
+inline void multiply_rows(const bf16* a, int lda, const bf16* w, size_t panel_step, int depth, float* out) {
+  f32x16 sum[R][P];
+  for (int r = 0; r < R; r++)
+    for (int p = 0; p < P; p++) sum[r][p] = f32x16{};
+  for (int k = 0; k < depth / 2; k++) {
+    f32x16 even[P], odd[P];
+    for (int p = 0; p < P; p++) load_pairs(w + p * panel_step + static_cast<size_t>(k) * 2 * kPanel, even[p], odd[p]);
+    for (int r = 0; r < R; r++) {
+      const bf16* at = a + static_cast<size_t>(r) * lda + 2 * k;
+      const f32x16 x = broadcast(to_float(at[0])), y = broadcast(to_float(at[1]));
+      for (int p = 0; p < P; p++) sum[r][p] = sum[r][p] + x * even[p] + y * odd[p];
+    }
+  }
+  for (int r = 0; r < R; r++)
+    for (int p = 0; p < P; p++) store(out + r * kColumns + p * kPanel, sum[r][p]);
+}
+#endif
+
+template <int R, int P>
+inline void multiply_rows(const float* a, int lda, const float* w, size_t panel_step, int depth, float* out) {
+  f32x16 sum[R][P];
+  for (int r = 0; r < R; r++)
+    for (int p = 0; p < P; p++) sum[r][p] = f32x16{};
+  for (int k = 0; k < depth; k++) {
+    f32x16 column[P];
+    for (int p = 0; p < P; p++) column[p] = load(w + p * panel_step + static_cast<size_t>(k) * kPanel);
+    for (int r = 0; r < R; r++) {
+      const f32x16 x = broadcast(a[static_cast<size_t>(r) * lda + k]);
+      for (int p = 0; p < P; p++) sum[r][p] = sum[r][p] + x * column[p];
+    }
+  }
+  for (int r = 0; r < R; r++)
+    for (int p = 0; p < P; p++) store(out + r * kColumns + p * kPanel, sum[r][p]);
+}
+
+#if defined(__AVX512F__)
+constexpr int kRegisterRows = 8;   // times 2 panels: 16 of 32 registers
+#else
+constexpr int kRegisterRows = 2;   // a vector of 16 floats takes two registers of 16, or four
+#endif
+
+template <class T, int R = kRegisterRows>
+inline void multiply_pair(const T* a, int lda, int rows, const T* w, size_t panel_step, int depth, float* out) {
+  if constexpr (R > 0) {
+    if (rows == R) multiply_rows<R, 2>(a, lda, w, panel_step, depth, out);
+    else multiply_pair<T, R - 1>(a, lda, rows, w, panel_step, depth, out);
+  }
+}
+
+template <class T>
+inline void multiply_block(const T* a, int lda, int rows, const T* w, size_t panel_step, int panels, int depth, float* out) {
+  for (int p = 0; p < panels; p += 2)
+    for (int r = 0; r < rows; r += kRegisterRows)
+      multiply_pair<T>(a + static_cast<size_t>(r) * lda, lda, std::min(kRegisterRows, rows - r), w + p * panel_step,
+                       panel_step, depth, out + r * kColumns + p * kPanel);
+}
+
+#if defined(__AMX_BF16__)
+// Tiles 0-3 hold results, 4 and 5 rows of activations, 6 and 7 panels. `upper` and `lower` rows of 16 each at most.
+struct TileConfig {
+  uint8_t palette = 1, start_row = 0, reserved[14] = {};
+  uint16_t row_bytes[16] = {};
+  uint8_t rows[16] = {};
+};
+
+inline void configure_tiles(int upper, int lower) {
+  TileConfig config;
+  for (int t = 0; t < 8; t++) config.row_bytes[t] = 64;
+  const int lower_tile = lower > 0 ? lower : 16;
+  config.rows[0] = config.rows[1] = config.rows[4] = static_cast<uint8_t>(upper);
+  config.rows[2] = config.rows[3] = static_cast<uint8_t>(lower > 0 ? lower : upper);
+  config.rows[5] = static_cast<uint8_t>(lower_tile);
+  config.rows[6] = config.rows[7] = 16;
+  _tile_loadconfig(&config);
+}
+
+// Up to 32 rows with two panels.
+inline void tiles_2x2(const bf16* a, int lda, int upper, const bf16* w, size_t panel_step, int depth, float* out) {
+  const bf16 *below = a + static_cast<size_t>(upper) * lda, *right = w + panel_step;
+  const int stride = lda * 2;
+  _tile_zero(0); _tile_zero(1); _tile_zero(2); _tile_zero(3);
+  for (int k = 0; k < depth; k += 32) {
+    _tile_loadd(6, w + static_cast<size_t>(k) * kPanel, 64);
+    _tile_loadd(4, a + k, stride);
+    _tile_dpbf16ps(0, 4, 6);
+    _tile_loadd(7, right + static_cast<size_t>(k) * kPanel, 64);
+    _tile_dpbf16ps(1, 4, 7);
+    _tile_loadd(5, below + k, stride);
+    _tile_dpbf16ps(2, 5, 6);
+    _tile_dpbf16ps(3, 5, 7);
+  }
+  float* lower_out = out + upper * kColumns;
+  _tile_stored(0, out, kColumns * 4);
+  _tile_stored(1, out + kPanel, kColumns * 4);
+  _tile_stored(2, lower_out, kColumns * 4);
+  _tile_stored(3, lower_out + kPanel, kColumns * 4);
+}
+
+// Up to 16 rows with four panels.
+inline void tiles_1x4(const bf16* a, int lda, const bf16* w, size_t panel_step, int depth, float* out) {
+  const bf16 *w1 = w + panel_step, *w2 = w1 + panel_step, *w3 = w2 + panel_step;
+  _tile_zero(0); _tile_zero(1); _tile_zero(2); _tile_zero(3);
+  for (int k = 0; k < depth; k += 32) {
+    const size_t at = static_cast<size_t>(k) * kPanel;
+    _tile_loadd(4, a + k, lda * 2);
+    _tile_loadd(6, w + at, 64);
+    _tile_dpbf16ps(0, 4, 6);
+    _tile_loadd(7, w1 + at, 64);
+    _tile_dpbf16ps(1, 4, 7);
+    _tile_loadd(6, w2 + at, 64);
+    _tile_dpbf16ps(2, 4, 6);
+    _tile_loadd(7, w3 + at, 64);
+    _tile_dpbf16ps(3, 4, 7);
+  }
+  _tile_stored(0, out, kColumns * 4);
+  _tile_stored(1, out + kPanel, kColumns * 4);
+  _tile_stored(2, out + 2 * kPanel, kColumns * 4);
+  _tile_stored(3, out + 3 * kPanel, kColumns * 4);
+}
+
+// Up to 16 rows with two panels.
+inline void tiles_1x2(const bf16* a, int lda, const bf16* w, size_t panel_step, int depth, float* out) {
+  const bf16* right = w + panel_step;
+  _tile_zero(0); _tile_zero(1);
+  for (int k = 0; k < depth; k += 32) {
+    const size_t at = static_cast<size_t>(k) * kPanel;
+    _tile_loadd(4, a + k, lda * 2);
+    _tile_loadd(6, w + at, 64);
+    _tile_dpbf16ps(0, 4, 6);
+    _tile_loadd(7, right + at, 64);
+    _tile_dpbf16ps(1, 4, 7);
+  }
+  _tile_stored(0, out, kColumns * 4);
+  _tile_stored(1, out + kPanel, kColumns * 4);
+}
+
+inline void multiply_block(const bf16* a, int lda, int rows, const bf16* w, size_t panel_step, int panels, int depth, float* out) {
+  if (rows > 16) {
+    for (int p = 0; p < panels; p += 2) tiles_2x2(a, lda, 16, w + p * panel_step, panel_step, depth, out + p * kPanel);
+  } else if (panels == 4) {
+    tiles_1x4(a, lda, w, panel_step, depth, out);
+  } else {
+    tiles_1x2(a, lda, w, panel_step, depth, out);
+  }
+}
+#endif
+
+// Multiplies `rows` rows of `a` (row stride `lda`, `depth()` elements readable, zero beyond k) with the panels of one work
+// item, and calls finish(row, first column, columns, values) for every row of every block; `values` may be changed.
+template <class T, class Finish>
+void run_linear(const Linear<T>& weight, const T* a, int lda, int rows, int item, Finish&& finish) {
+  alignas(64) float block[kRowBlock * kColumns];
+  const size_t panel_step = static_cast<size_t>(weight.depth()) * kPanel;
+  const int end = weight.end_panel(item);
+  for (int r = 0; r < rows; r += kRowBlock) {
+    const int height = std::min(kRowBlock, rows - r);
+#if defined(__AMX_BF16__)
+    if constexpr (sizeof(T) == 2) configure_tiles(std::min(16, height), height - 16);
+#endif
+    for (int p = weight.first_panel(item); p < end; p += kColumns / kPanel) {
+      const int panels = std::min(kColumns / kPanel, end - p);
+      multiply_block(a + static_cast<size_t>(r) * lda, lda, height, weight.panel(p), panel_step, panels, weight.depth(), block);
+      const int column = p * kPanel, width = std::min(panels * kPanel, weight.rows() - column);
+      if (width <= 0) continue;
+      for (int i = 0; i < height; i++) finish(r + i, column, width, block + i * kColumns);
+    }
+#if defined(__AMX_BF16__)
+    if constexpr (sizeof(T) == 2) _tile_release();
+#endif
+  }
+}
+
+}  // namespace waybill
