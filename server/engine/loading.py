@@ -13,7 +13,7 @@ from server.core import AdapterSource, BaseModel, EngineConfig
 from server.engine.loop import Engine
 from server.engine.messages import Hello
 from server.engine.model.attention.base import AttentionBackend, KVShape
-from server.engine.model.attention.native import NativeBackend
+from server.engine.model.attention.native import NativeBackend, padded_head_dim
 from server.engine.model.attention.select import block_size, create_backend
 from server.engine.model.guard import check_model, check_network
 from server.engine.model.load import LoadedModel, load_model
@@ -84,7 +84,7 @@ def assemble(model: LoadedModel, base: BaseModel, sizes: Sizes, attention: str, 
     calibration = check_model(model, backend)
     network = _network(model, backend)
     row_bytes = base.hidden_size * model.dtype.itemsize
-    block_bytes = _block_bytes(model, sizes.block_size)
+    block_bytes = _block_bytes(model, attention)
     limits = Limits(
         max_seqs=sizes.max_seqs,
         step_tokens=sizes.step_tokens,
@@ -139,7 +139,7 @@ def _network(model: LoadedModel, backend: AttentionBackend) -> Network | None:
 def _sizes(model: LoadedModel, config: EngineConfig) -> Sizes:
     """Turn bytes into blocks. Raises Refusal when they do not hold one sequence of `max_model_len`."""
     tokens = block_size(config.attention)
-    bytes_each = _block_bytes(model, tokens)
+    bytes_each = _block_bytes(model, config.attention)
     sizes = Sizes(
         num_blocks=config.kv_memory // bytes_each,
         block_size=tokens,
@@ -157,5 +157,6 @@ def _sizes(model: LoadedModel, config: EngineConfig) -> Sizes:
     return sizes
 
 
-def _block_bytes(model: LoadedModel, tokens: int) -> int:
-    return KVShape.block_bytes(model.num_layers, model.num_kv_heads, model.head_dim, tokens, model.dtype)
+def _block_bytes(model: LoadedModel, attention: str) -> int:
+    width = padded_head_dim(model.head_dim) if attention == "native" else model.head_dim
+    return KVShape.block_bytes(model.num_layers, model.num_kv_heads, width, block_size(attention), model.dtype)

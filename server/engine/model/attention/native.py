@@ -19,6 +19,7 @@ BLOCK_SIZE = 32
 """Tokens; the kernels know no other."""
 
 _MAX_HEAD_DIM = 256
+_HEAD_STEP = 32
 _ROW = struct.Struct("=4i2Q")
 
 Table = tuple[tuple[int, ...], "array[int]"]
@@ -41,6 +42,11 @@ class _LayerAttention(ctypes.Structure):
     )
 
 
+def padded_head_dim(head_dim: int) -> int:
+    """Return the dimensions that a head takes in the memory."""
+    return -(-head_dim // _HEAD_STEP) * _HEAD_STEP
+
+
 class NativeBackend:
     """KV memory [num_layers, num_blocks, num_kv_heads, 2, block_size * padded head_dim] in the kernels' own order.
 
@@ -59,7 +65,7 @@ class NativeBackend:
         self.shape = shape
         self.library = library or load(torch.get_num_threads())
         self._lib = _declared(self.library.lib)
-        padded = -(-shape.head_dim // 16) * 16
+        padded = padded_head_dim(shape.head_dim)
         self._storage = torch.zeros(
             (shape.num_layers, shape.num_blocks, shape.num_kv_heads, 2, BLOCK_SIZE * padded), dtype=shape.dtype
         )

@@ -14,6 +14,7 @@
 
 #include "kv.h"
 #include "simd.h"
+#include "tiles.h"
 
 namespace waybill {
 
@@ -251,6 +252,109 @@ inline void values_rows(int rows, const T* weights, const T* values, int padded,
   }
 }
 
+// Blocks of a segment: `block(j)` is the part of the block that holds its j-th group of 32 keys.
+template <class T, class BlockOf>
+void all_scores(int rows, const T* q, int padded, int from, int to, BlockOf&& block, float* scores) {
+  for (int j = from; j < to; j++)
+    for (int r = 0; r < rows; r += kQueryRows)
+      scores_rows<T>(std::min(kQueryRows, rows - r), q + static_cast<size_t>(r) * padded, block(j), padded,
+                     scores + static_cast<size_t>(r) * kGroup + j * kBlock);
+}
+
+template <class T, class BlockOf>
+void all_values(int rows, const T* weights, int padded, int from, int to, BlockOf&& block, float* results) {
+  for (int j = from; j < to; j++)
+    for (int r = 0; r < rows; r += kQueryRows)
+      values_rows<T>(std::min(kQueryRows, rows - r), weights + static_cast<size_t>(r) * kGroup + j * kBlock, block(j), padded,
+                     results + static_cast<size_t>(r) * padded);
+}
+
+#if defined(__AMX_BF16__)
+template <class BlockOf>
+void all_scores(int rows, const bf16* q, int padded, int from, int to, BlockOf&& block, float* scores) {
+  const size_t tile = static_cast<size_t>(padded) * kTile;
+  for (int r = 0; r < rows; r += 16, q += 16 * static_cast<size_t>(padded), scores += 16 * kGroup) {
+    const int height = std::min(16, rows - r);
+    configure_tiles(height, height);
+    int j = from;
+    for (; j + 1 < to; j += 2) {
+      const bf16 *near = block(j), *far = block(j + 1);
+      _tile_zero(0); _tile_zero(1); _tile_zero(2); _tile_zero(3);
+      for (int d = 0; d < padded; d += 32) {
+        _tile_loadd(4, q + d, padded * 2);
+        _tile_loadd(6, near + d * kTile, 64);
+        _tile_dpbf16ps(0, 4, 6);
+        _tile_loadd(7, near + tile + d * kTile, 64);
+        _tile_dpbf16ps(1, 4, 7);
+        _tile_loadd(6, far + d * kTile, 64);
+        _tile_dpbf16ps(2, 4, 6);
+        _tile_loadd(7, far + tile + d * kTile, 64);
+        _tile_dpbf16ps(3, 4, 7);
+      }
+      _tile_stored(0, scores + j * kBlock, kGroup * 4);
+      _tile_stored(1, scores + j * kBlock + kTile, kGroup * 4);
+      _tile_stored(2, scores + (j + 1) * kBlock, kGroup * 4);
+      _tile_stored(3, scores + (j + 1) * kBlock + kTile, kGroup * 4);
+    }
+    if (j < to) {
+      const bf16* near = block(j);
+      _tile_zero(0); _tile_zero(1);
+      for (int d = 0; d < padded; d += 32) {
+        _tile_loadd(4, q + d, padded * 2);
+        _tile_loadd(6, near + d * kTile, 64);
+        _tile_dpbf16ps(0, 4, 6);
+        _tile_loadd(7, near + tile + d * kTile, 64);
+        _tile_dpbf16ps(1, 4, 7);
+      }
+      _tile_stored(0, scores + j * kBlock, kGroup * 4);
+      _tile_stored(1, scores + j * kBlock + kTile, kGroup * 4);
+    }
+  }
+  release_tiles();
+}
+
+template <class BlockOf>
+void all_values(int rows, const bf16* weights, int padded, int from, int to, BlockOf&& block, float* results) {
+  const int stride = padded * 4, out = padded * 4;
+  for (int r = 0; r < rows; r += 16, weights += 16 * kGroup, results += 16 * static_cast<size_t>(padded)) {
+    const int height = std::min(16, rows - r);
+    configure_tiles(height, height);
+    int d = 0;
+    for (; d + 64 <= padded; d += 64) {
+      _tile_loadd(0, results + d, out); _tile_loadd(1, results + d + 16, out);
+      _tile_loadd(2, results + d + 32, out); _tile_loadd(3, results + d + 48, out);
+      for (int j = from; j < to; j++) {
+        const bf16* values = block(j) + 2 * d;
+        _tile_loadd(4, weights + j * kBlock, kGroup * 2);
+        _tile_loadd(6, values, stride);
+        _tile_dpbf16ps(0, 4, 6);
+        _tile_loadd(7, values + 32, stride);
+        _tile_dpbf16ps(1, 4, 7);
+        _tile_loadd(6, values + 64, stride);
+        _tile_dpbf16ps(2, 4, 6);
+        _tile_loadd(7, values + 96, stride);
+        _tile_dpbf16ps(3, 4, 7);
+      }
+      _tile_stored(0, results + d, out); _tile_stored(1, results + d + 16, out);
+      _tile_stored(2, results + d + 32, out); _tile_stored(3, results + d + 48, out);
+    }
+    for (; d < padded; d += 32) {
+      _tile_loadd(0, results + d, out); _tile_loadd(1, results + d + 16, out);
+      for (int j = from; j < to; j++) {
+        const bf16* values = block(j) + 2 * d;
+        _tile_loadd(4, weights + j * kBlock, kGroup * 2);
+        _tile_loadd(6, values, stride);
+        _tile_dpbf16ps(0, 4, 6);
+        _tile_loadd(7, values + 32, stride);
+        _tile_dpbf16ps(1, 4, 7);
+      }
+      _tile_stored(0, results + d, out); _tile_stored(1, results + d + 16, out);
+    }
+  }
+  release_tiles();
+}
+#endif
+
 // --------------------------------------------------------------------------------------------------------- one work item
 // The queries of a work item and the state of their softmaxes. Rows are [token][query head of the KV head].
 template <class T>
@@ -331,26 +435,20 @@ void attend_segment(Queries<T>& q, int row0, int rows, const KVMemory& memory, i
     first = std::min(first, std::max(from, 0));
     last = std::max(last, to);
   }
+  const size_t row_q = static_cast<size_t>(row0) * q.padded, row_s = static_cast<size_t>(row0) * kGroup;
   for (int key = first / kGroup * kGroup; key < last; key += kGroup) {
-    const int keys = std::min(kGroup, (last - key + kBlock - 1) / kBlock * kBlock);
-    const int skip = first > key ? (first - key) / kBlock * kBlock : 0;   // blocks that lie before every window
-    for (int j = skip; j < keys; j += kBlock) {
-      const T* part = memory.keys<T>(layer, blocks[(key + j) / kBlock], head);
-      for (int r = row0; r < row0 + rows; r += kQueryRows)
-        scores_rows<T>(std::min(kQueryRows, row0 + rows - r), q.q + static_cast<size_t>(r) * q.padded, part, q.padded,
-                       q.scores + static_cast<size_t>(r) * kGroup + j);
-    }
+    const int32_t* table = blocks + key / kBlock;
+    const int count = std::min(kGroup / kBlock, (last - key + kBlock - 1) / kBlock);
+    const int skip = first > key ? (first - key) / kBlock : 0;   // blocks that lie before every window
+    all_scores(rows, q.q + row_q, q.padded, skip, count, [&](int j) { return memory.keys<T>(layer, table[j], head); },
+               q.scores + row_s);
     for (int r = row0; r < row0 + rows; r++) {
-      for (int j = 0; j < skip; j += 16) store(q.scores + static_cast<size_t>(r) * kGroup + j, f32x16{});
+      for (int j = 0; j < skip * kBlock; j += 16) store(q.scores + static_cast<size_t>(r) * kGroup + j, f32x16{});
       const int from = settings.window > 0 ? q.position[r] + 1 - settings.window - base - key : 0;
-      soften(q, r, keys, from, std::min(length, q.position[r] + 1 - base) - key, settings);
+      soften(q, r, count * kBlock, from, std::min(length, q.position[r] + 1 - base) - key, settings);
     }
-    for (int j = skip; j < keys; j += kBlock) {
-      const T* part = memory.values<T>(layer, blocks[(key + j) / kBlock], head);
-      for (int r = row0; r < row0 + rows; r += kQueryRows)
-        values_rows<T>(std::min(kQueryRows, row0 + rows - r), q.weights + static_cast<size_t>(r) * kGroup + j, part, q.padded,
-                       q.results + static_cast<size_t>(r) * q.padded);
-    }
+    all_values(rows, q.weights + row_s, q.padded, skip, count, [&](int j) { return memory.values<T>(layer, table[j], head); },
+               q.results + row_q);
   }
 }
 

@@ -14,6 +14,7 @@
 #include <vector>
 
 #include "simd.h"
+#include "tiles.h"
 
 namespace waybill {
 
@@ -163,24 +164,6 @@ inline void multiply_block(const T* a, int lda, int rows, const T* w, size_t pan
 }
 
 #if defined(__AMX_BF16__)
-// Tiles 0-3 hold results, 4 and 5 rows of activations, 6 and 7 panels. `upper` and `lower` rows of 16 each at most.
-struct TileConfig {
-  uint8_t palette = 1, start_row = 0, reserved[14] = {};
-  uint16_t row_bytes[16] = {};
-  uint8_t rows[16] = {};
-};
-
-inline void configure_tiles(int upper, int lower) {
-  TileConfig config;
-  for (int t = 0; t < 8; t++) config.row_bytes[t] = 64;
-  const int lower_tile = lower > 0 ? lower : 16;
-  config.rows[0] = config.rows[1] = config.rows[4] = static_cast<uint8_t>(upper);
-  config.rows[2] = config.rows[3] = static_cast<uint8_t>(lower > 0 ? lower : upper);
-  config.rows[5] = static_cast<uint8_t>(lower_tile);
-  config.rows[6] = config.rows[7] = 16;
-  _tile_loadconfig(&config);
-}
-
 // Up to 32 rows with two panels.
 inline void tiles_2x2(const bf16* a, int lda, int upper, const bf16* w, size_t panel_step, int depth, float* out) {
   const bf16 *below = a + static_cast<size_t>(upper) * lda, *right = w + panel_step;
@@ -262,7 +245,7 @@ void run_linear(const Linear<T>& weight, const T* a, int lda, int rows, int item
   for (int r = 0; r < rows; r += kRowBlock) {
     const int height = std::min(kRowBlock, rows - r);
 #if defined(__AMX_BF16__)
-    if constexpr (sizeof(T) == 2) configure_tiles(std::min(16, height), height - 16);
+    if constexpr (sizeof(T) == 2) configure_tiles(std::min(16, height), height > 16 ? height - 16 : height);
 #endif
     for (int p = weight.first_panel(item); p < end; p += kColumns / kPanel) {
       const int panels = std::min(kColumns / kPanel, end - p);
@@ -272,7 +255,7 @@ void run_linear(const Linear<T>& weight, const T* a, int lda, int rows, int item
       for (int i = 0; i < height; i++) finish(r + i, column, width, block + i * kColumns);
     }
 #if defined(__AMX_BF16__)
-    if constexpr (sizeof(T) == 2) _tile_release();
+    if constexpr (sizeof(T) == 2) release_tiles();
 #endif
   }
 }

@@ -3,7 +3,7 @@
 // A block holds 32 tokens of one head of one layer: first its keys, then its values. Keys lie in two tiles of 16 tokens,
 // bf16 as [dims/2][16][2] and float as [dims][16], so that one vector holds the same dimensions of 16 keys. Values lie in
 // pairs of tokens, bf16 as [16 pairs][dims][2], or one by one, float as [32][dims]. Heads are padded with zeros to a
-// multiple of 16 dimensions.
+// multiple of 32 dimensions.
 #pragma once
 
 #include <cstddef>

@@ -192,7 +192,7 @@ class Network {
 
   void embed(const T* embeddings, int item, int tokens) {
     for (int t = item * kRowChunk; t < std::min(tokens, (item + 1) * kRowChunk); t++) {
-      for (int j = 0; j < shape_.hidden; j++) stream_[at(t, shape_.hidden) + j] = to_float(embeddings[at(t, shape_.hidden) + j]);
+      widen(embeddings + at(t, shape_.hidden), stream_.get() + at(t, shape_.hidden), shape_.hidden);
       norm_row(stream_.get() + at(t, shape_.hidden), layers_[0].input_norm.data(), normed_.get() + at(t, hidden_width()));
     }
   }
@@ -288,23 +288,37 @@ class Network {
 
   void turn(T* head, const float* norm, const float* cos, const float* sin) const {
     if (norm == nullptr && cos == nullptr) return;
-    const int d = shape_.head_dim, half = shape_.rotary / 2;
+    const int d = shape_.head_dim, half = cos == nullptr ? 0 : shape_.rotary / 2;
     alignas(64) float x[kMaxHeadDim];
-    for (int j = 0; j < d; j++) x[j] = to_float(head[j]);
+    widen(head, x, d);
     if (norm != nullptr) {
-      float sum = 0.f;
-      for (int j = 0; j < d; j++) sum += x[j] * x[j];
+      f32x16 sums = {};
+      int j = 0;
+      for (; j + 16 <= d; j += 16) { const f32x16 v = load(x + j); sums = sums + v * v; }
+      float sum = hsum(sums);
+      for (; j < d; j++) sum += x[j] * x[j];
       const float scale = 1.f / std::sqrt(sum / static_cast<float>(d) + shape_.epsilon);
-      for (int j = 0; j < d; j++) x[j] *= scale * norm[j];
+      for (j = 0; j < d; j++) x[j] *= scale * norm[j];
     }
-    if (cos != nullptr) {
-      for (int j = 0; j < half; j++) {
-        const float a = x[j], b = x[j + half];
-        x[j] = a * cos[j] - b * sin[j];
-        x[j + half] = b * cos[j] + a * sin[j];
-      }
+    int j = 0;
+    for (; j + 16 <= half; j += 16) {
+      const f32x16 a = load(x + j), b = load(x + j + half), c = load(cos + j), s = load(sin + j);
+      store(x + j, a * c - b * s);
+      store(x + j + half, b * c + a * s);
     }
-    for (int j = 0; j < d; j++) head[j] = from_float<T>(x[j]);
+    for (; j < half; j++) {
+      const float a = x[j], b = x[j + half];
+      x[j] = a * cos[j] - b * sin[j];
+      x[j + half] = b * cos[j] + a * sin[j];
+    }
+    for (j = 0; j + 16 <= d; j += 16) store(head + j, load(x + j));
+    for (; j < d; j++) head[j] = from_float<T>(x[j]);
+  }
+
+  static void widen(const T* from, float* to, int count) {
+    int j = 0;
+    for (; j + 16 <= count; j += 16) store(to + j, load(from + j));
+    for (; j < count; j++) to[j] = to_float(from[j]);
   }
 
   NetworkShape shape_;

@@ -82,23 +82,37 @@ inline void load_pairs(const bf16* p, f32x16& even, f32x16& odd) {
   odd = reinterpret_cast<f32x16>(both & 0xffff0000u);
 }
 
-inline f32x16 vmax(f32x16 a, f32x16 b) { return a > b ? a : b; }
+inline f32x16 vmax(f32x16 a, f32x16 b) {
+#if defined(__AVX512F__)
+  return (f32x16)_mm512_max_ps((__m512)a, (__m512)b);
+#else
+  return a > b ? a : b;
+#endif
+}
 
 // Sum and maximum of the lanes, always in the same order.
 inline float hsum(f32x16 v) {
+#if defined(__AVX512F__)
+  return _mm512_reduce_add_ps(reinterpret_cast<__m512>(v));
+#else
   float lane[16];
   std::memcpy(lane, &v, sizeof v);
   for (int width = 8; width > 0; width /= 2)
     for (int i = 0; i < width; i++) lane[i] += lane[i + width];
   return lane[0];
+#endif
 }
 
 inline float hmax(f32x16 v) {
+#if defined(__AVX512F__)
+  return _mm512_reduce_max_ps(reinterpret_cast<__m512>(v));
+#else
   float lane[16];
   std::memcpy(lane, &v, sizeof v);
   for (int width = 8; width > 0; width /= 2)
     for (int i = 0; i < width; i++) lane[i] = lane[i] > lane[i + width] ? lane[i] : lane[i + width];
   return lane[0];
+#endif
 }
 
 // `v` where a lane's index lies in [from, to), else `other`.
@@ -107,26 +121,35 @@ inline f32x16 keep_lanes(f32x16 v, int from, int to, float other) {
   return ((lane >= from) & (lane < to)) ? v : broadcast(other);
 }
 
-// e to the x, to about 1e-7 of its value; exactly 0 below -87, and no larger than e to the 88.
+// e to the x, to about 1e-7 of its value; exactly 0 from -104 down, and no larger than e to the 88.
 inline f32x16 exp(f32x16 x) {
-  const f32x16 low = broadcast(-87.f), high = broadcast(88.f);
-  const i32x16 zero = x < low;
+  const f32x16 low = broadcast(-104.f), high = broadcast(88.f);
+#if defined(__AVX512F__)
+  const __m512 bounded = _mm512_min_ps(_mm512_max_ps((__m512)x, (__m512)low), (__m512)high);
+  const __m512 whole = _mm512_roundscale_ps(_mm512_mul_ps(bounded, _mm512_set1_ps(1.44269504f)), 8);
+  const f32x16 n = (f32x16)whole;
+  x = (f32x16)bounded;
+#else
   x = x < low ? low : x;
   x = x > high ? high : x;
   const f32x16 magic = broadcast(12582912.f);   // 1.5 * 2^23: adding it rounds to a whole number
   const f32x16 shifted = x * 1.44269504f + magic, n = shifted - magic;
+#endif
   f32x16 f = x - n * 0.693359375f;
   f = f + n * 2.12194440e-4f;
-  f32x16 p = f * 1.98412698e-4f + 1.38888889e-3f;
-  p = p * f + 8.33333333e-3f;
+  f32x16 p = f * 1.38888889e-3f + 8.33333333e-3f;
   p = p * f + 4.16666667e-2f;
   p = p * f + 1.66666667e-1f;
   p = p * f + 0.5f;
   p = p * f + 1.f;
   p = p * f + 1.f;
-  const i32x16 power = (reinterpret_cast<i32x16>(shifted) - 0x4b400000 + 127) << 23;
-  const f32x16 result = p * reinterpret_cast<f32x16>(power);
-  return zero ? f32x16{} : result;
+#if defined(__AVX512F__)
+  return (f32x16)_mm512_scalef_ps((__m512)p, whole);
+#else
+  // Two factors, since the smallest powers have no float of their own.
+  const i32x16 power = (i32x16)shifted - 0x4b400000, half = power >> 1;
+  return p * (f32x16)((half + 127) << 23) * (f32x16)((power - half + 127) << 23);
+#endif
 }
 
 // x times the logistic function of x.
