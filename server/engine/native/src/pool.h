@@ -17,7 +17,6 @@
 #if defined(__x86_64__)
 #include <immintrin.h>
 #endif
-#include <sched.h>
 
 namespace waybill {
 
@@ -79,11 +78,13 @@ class Pool {
     std::atomic<uint64_t> next{0};
     std::atomic<uint64_t> done{0};
     std::atomic<uint32_t> count{0};
+    std::atomic<uint32_t> finished{0};   // the last run in which all items were done
   };
 
   static constexpr uint64_t kClosed = 0xffffffffULL;
-  static constexpr int kSpins = 1000;        // about 40 us of waiting before the core is offered to others
+  static constexpr int kSpins = 1000;        // some 40 us of waiting before the thread sleeps
   static constexpr int kIdleSpins = 4000;    // between two runs, before the thread sleeps
+  static uint32_t epoch_of(uint64_t tag) { return static_cast<uint32_t>(tag >> 32); }
   static uint64_t tagged(uint32_t epoch) { return static_cast<uint64_t>(epoch) << 32; }
 
   // Does what there is to do in the run `tag`; returns when its last phase is done, or the run is over.
@@ -97,17 +98,26 @@ class Pool {
         if (item >= slot.count.load(std::memory_order_acquire)) break;
         if (!slot.next.compare_exchange_weak(seen, seen + 1, std::memory_order_acq_rel)) continue;
         call_(context_, p, static_cast<int>(item), thread);
-        slot.done.fetch_add(1, std::memory_order_acq_rel);
+        if (slot.done.fetch_add(1, std::memory_order_acq_rel) + 1 == tag + slot.count.load(std::memory_order_relaxed)) {
+          slot.finished.store(epoch_of(tag), std::memory_order_release);
+          slot.finished.notify_all();
+        }
         seen = slot.next.load(std::memory_order_acquire);
       }
-      const uint64_t all = tag + slot.count.load(std::memory_order_relaxed);
-      for (int spins = 0;; spins++) {
-        const uint64_t done = slot.done.load(std::memory_order_acquire);
-        if (done == all) break;
-        if ((done & ~kClosed) != tag) return;
-        if (spins < kSpins) relax(); else sched_yield();
-      }
+      if (slot.count.load(std::memory_order_relaxed) > 0 && !await(slot, epoch_of(tag))) return;
     }
+  }
+
+  // Waits until a phase is finished; false when the run was over already. Whoever waits for long sleeps: that leaves a core
+  // idle, and the system then moves the thread there whose item is waited for.
+  bool await(Slot& slot, uint32_t epoch) {
+    uint32_t seen = slot.finished.load(std::memory_order_acquire);
+    for (int spins = 0; seen != epoch; spins++) {
+      if (epoch_.load(std::memory_order_relaxed) != epoch) return false;
+      if (spins < kSpins) relax(); else slot.finished.wait(seen, std::memory_order_acquire);
+      seen = slot.finished.load(std::memory_order_acquire);
+    }
+    return true;
   }
 
   void work(int thread) {
