@@ -11,7 +11,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: install serve model test prove lint clean
+.PHONY: install serve model test prove bench lint clean
 
 install: $(STAMP)
 
@@ -37,6 +37,10 @@ prove: model
 	$(BIN)/python -m pytest tests/long
 	@if docker info >/dev/null 2>&1; then $(BIN)/python tests/long/prove_docker.py; \
 	else echo "No Docker engine here: tests/long/prove_docker.py was not run."; fi
+
+# Flags in ARGS, for example ARGS="--quick"; see docs/benchmarks.md.
+bench: model
+	@$(BIN)/python -m benchmarks $(ARGS)
 
 lint: install
 	$(BIN)/ruff check .

@@ -1,0 +1,1 @@
+"""The benchmark suite: `make bench`. Imports nothing of the server but the public ways to publish adapters."""

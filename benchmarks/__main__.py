@@ -1,0 +1,93 @@
+"""`python -m benchmarks`: run workloads, write the result, show it."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from contextlib import ExitStack
+from dataclasses import asdict
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+from benchmarks import peers, surroundings
+from benchmarks.bench import Bench, Options
+from benchmarks.peers import PeerError
+from benchmarks.report import show
+from benchmarks.results import Findings, Result, write_result
+from benchmarks.servers import ROOT
+from benchmarks.workloads import plain
+
+WORKLOADS = {"plain": plain.run}
+DEFAULT = tuple(WORKLOADS)
+
+WIDTH = 150
+"""Columns of the tables where the output is no terminal."""
+
+console = Console()
+
+
+def main(
+    workload: Annotated[
+        list[str] | None, typer.Option(help="Which to run; give it once for each. Default: all.")
+    ] = None,
+    repeats: Annotated[int, typer.Option(min=1, help="Pairs of turns for each comparison.")] = 5,
+    quick: Annotated[bool, typer.Option(help="One short turn of everything, to see that it works.")] = False,
+    attention: Annotated[
+        str, typer.Option(help="Our server's --attention; cpu is the engine without a compiler.")
+    ] = "auto",
+    save: Annotated[
+        bool, typer.Option(help="Write into benchmarks/results/ instead of the ignored benchmarks/out/.")
+    ] = False,
+    model: Annotated[Path, typer.Option(help="Folder of the base model.")] = ROOT / "models" / "smollm2-135m",
+) -> None:
+    """Measure this server against its peers on this machine."""
+    chosen = workload or list(DEFAULT)
+    if unknown := sorted(set(chosen) - set(WORKLOADS)):
+        raise typer.BadParameter(f"no workload {', '.join(unknown)}; there are {', '.join(WORKLOADS)}")
+    options = Options(repeats, quick, attention)
+    result = Result(
+        date=datetime.now(UTC).isoformat(timespec="seconds"),
+        commit=surroundings.commit(ROOT),
+        machine=surroundings.machine(),
+        versions=surroundings.versions(peers.installed()),
+        options=asdict(options) | {"model": model.name},
+    )
+    folder = ROOT / "benchmarks" / ("results" if save else "out")
+    path = folder / f"{result.date[:19].replace(':', '')}-{result.commit}.json"
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn("{task.completed}/{task.total}"),
+        TimeElapsedColumn(),
+    )
+    with tempfile.TemporaryDirectory(prefix="waybill-bench-") as scratch, ExitStack() as stack:
+        bar = stack.enter_context(Progress(*columns, console=console))
+        task = bar.add_task("", total=len(chosen))
+        bench = Bench(
+            model, Path(scratch), ROOT / ".peers", options, lambda text: bar.update(task, description=text), stack
+        )
+        for name in chosen:
+            result.workloads[name] = _run(name, bench)
+            write_result(result, path)
+            bar.advance(task)
+    show(result, console if console.is_terminal else Console(width=WIDTH))
+    console.print(f"written to {path.relative_to(ROOT)}", markup=False)
+
+
+def _run(name: str, bench: Bench) -> Findings:
+    began = time.monotonic()
+    try:
+        found = WORKLOADS[name](bench)
+    except PeerError as error:
+        found = Findings(notes=[f"left out, because a peer is missing: {error}"])
+    found.seconds = time.monotonic() - began
+    return found
+
+
+if __name__ == "__main__":
+    typer.run(main)
