@@ -13,7 +13,8 @@ from server.engine.model.attention.base import Row
 from server.engine.model.attention.select import block_size, create_backend
 from tests.model.crowd import Crowd, Heads, Layer, Move, shape
 
-BACKENDS = ("reference", "cpu")
+BACKENDS = {"reference": 4, "cpu": 4, "native": 32}
+"""With the tokens of a block; the native backend knows one size, the others take any."""
 HEADS = {
     "grouped by 3": Heads(6, 2),
     "one kv head": Heads(4, 1),
@@ -35,14 +36,20 @@ MIXED = [
 ]
 
 
-def mixed(heads: Heads) -> Crowd:
-    return Crowd(heads, shape(heads), prefixes=(17, 3, 0), groups=(0, 0, 0, 0, 0, 0, 1, 1, 2), steps=MIXED)
+def mixed(heads: Heads, backend: str) -> Crowd:
+    return Crowd(
+        heads,
+        shape(heads, block_size=BACKENDS[backend]),
+        prefixes=(17, 3, 0),
+        groups=(0, 0, 0, 0, 0, 0, 1, 1, 2),
+        steps=MIXED,
+    )
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("heads", HEADS.values(), ids=HEADS.keys())
 def test_mixed_batches_equal_first_principles(backend: str, heads: Heads) -> None:
-    crowd = mixed(heads)
+    crowd = mixed(heads, backend)
     for found, expected in zip(crowd.play(create_backend(backend, crowd.shape)), crowd.expected(), strict=True):
         torch.testing.assert_close(found, expected, atol=2e-6, rtol=0)
 
@@ -91,17 +98,17 @@ def test_block_size_of_the_backend_works_at_its_borders(backend: str) -> None:
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_what_other_holders_left_in_the_memory_changes_nothing(backend: str) -> None:
-    crowd = mixed(HEADS["all flags"])
+    crowd = mixed(HEADS["all flags"], backend)
     clean, poisoned = create_backend(backend, crowd.shape), create_backend(backend, crowd.shape)
     everything = range(crowd.shape.num_blocks)
-    poisoned.install(everything, torch.full((1, 2, 2, len(everything) * 4, 8), float("nan")))
+    poisoned.install(everything, torch.full((1, 2, 2, len(everything) * BACKENDS[backend], 8), float("nan")))
     for found, expected in zip(crowd.play(poisoned), crowd.play(clean), strict=True):
         assert torch.equal(found, expected)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_a_sequence_is_not_changed_by_its_neighbours(backend: str) -> None:
-    crowd = mixed(Heads(4, 2))
+    crowd = mixed(Heads(4, 2), backend)
     healthy = crowd.play(create_backend(backend, crowd.shape))[2]
     found = replace(crowd, sick=3).play(create_backend(backend, crowd.shape))[2]
     order = [move.sequence for move in MIXED[2]]
@@ -114,7 +121,13 @@ def test_a_sequence_is_not_changed_by_its_neighbours(backend: str) -> None:
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_layers_keep_their_own_keys(backend: str) -> None:
     heads = Heads(4, 2)
-    crowd = Crowd(heads, shape(heads, num_layers=2), (9,), (0, 0), [[Move(0, 3), Move(1, 1)], [Move(0, 1), Move(1, 1)]])
+    crowd = Crowd(
+        heads,
+        shape(heads, num_layers=2, block_size=BACKENDS[backend]),
+        (9,),
+        (0, 0),
+        [[Move(0, 3), Move(1, 1)], [Move(0, 1), Move(1, 1)]],
+    )
     made = create_backend(backend, crowd.shape)
     first = crowd.play(made, layer=0)
     second = crowd.play(made, layer=1)
@@ -125,16 +138,17 @@ def test_layers_keep_their_own_keys(backend: str) -> None:
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_zeroed_blocks_hold_zeros(backend: str) -> None:
     heads = Heads(2, 2)
-    made = create_backend(backend, shape(heads, num_blocks=4))
-    made.install((1, 2), torch.ones(1, 2, 2, 8, 8))
+    size = BACKENDS[backend]
+    made = create_backend(backend, shape(heads, num_blocks=4, block_size=size))
+    made.install((1, 2), torch.ones(1, 2, 2, 2 * size, 8))
     made.zero((2,))
-    row = Row(offset=0, count=1, start=0, blocks=(3,), prefix_len=8, prefix_blocks=(1, 2))
+    row = Row(offset=0, count=1, start=0, blocks=(3,), prefix_len=2 * size, prefix_blocks=(1, 2))
     made.begin([row])
     nothing = torch.zeros(1, 2, 1, 8)
     output, _ = made.attend(Layer(0), nothing, nothing, nothing, None)
-    torch.testing.assert_close(output, torch.full_like(output, 4 / 9))
+    torch.testing.assert_close(output, torch.full_like(output, size / (2 * size + 1)))
 
 
 def test_an_unknown_backend_is_refused_by_name() -> None:
-    with pytest.raises(ValueError, match=r"'quantum'.*reference, cpu"):
+    with pytest.raises(ValueError, match=r"'quantum'.*reference, cpu, native"):
         create_backend("quantum", shape(Heads(1, 1)))

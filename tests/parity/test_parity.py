@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
@@ -32,6 +32,13 @@ ROOMY = Sizes(num_blocks=200, block_size=16, prefix_blocks=40, max_seqs=32, step
 CROWDED = Sizes(num_blocks=64, block_size=8, prefix_blocks=26, max_seqs=12, step_tokens=24, max_model_len=88)
 # Few sequences at a time in little memory; every compiled prefix of more than three tokens goes through in chunks.
 TIGHT = Sizes(num_blocks=14, block_size=8, prefix_blocks=8, max_seqs=3, step_tokens=6, max_model_len=88)
+# The same three for compiled code, whose blocks have one size.
+NATIVE = {
+    ROOMY: replace(ROOMY, block_size=32),
+    CROWDED: replace(CROWDED, block_size=32, num_blocks=28, prefix_blocks=16),
+    TIGHT: replace(TIGHT, block_size=32, num_blocks=6, prefix_blocks=4),
+}
+BACKENDS = ("reference", "cpu", "native")
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +100,7 @@ def assert_equal(case: Case, answer: Answer) -> None:
 
 
 def run_all(family: str, cases: list[Case], sizes: Sizes, attention: str) -> Run:
+    sizes = NATIVE[sizes] if attention == "native" else sizes
     run = ask_engine(model_of(family), [case.question for case in cases], sizes, attention)
     for case, answer in zip(cases, run.answers, strict=True):
         assert len(answer.tokens) == NEW_TOKENS
@@ -100,7 +108,7 @@ def run_all(family: str, cases: list[Case], sizes: Sizes, attention: str) -> Run
     return run
 
 
-@pytest.mark.parametrize("attention", ["reference", "cpu"])
+@pytest.mark.parametrize("attention", BACKENDS)
 def test_one_batch_of_every_kind(family_cases: tuple[str, list[Case]], attention: str) -> None:
     run = run_all(*family_cases, ROOMY, attention)
     assert max(stats.batch_kinds for stats in run.stats) == len(AdapterKind) + 1  # and the base model's rows
@@ -108,7 +116,7 @@ def test_one_batch_of_every_kind(family_cases: tuple[str, list[Case]], attention
 
 
 @pytest.mark.parametrize("order", [1, -1], ids=["forward", "backward"])
-@pytest.mark.parametrize("attention", ["reference", "cpu"])
+@pytest.mark.parametrize("attention", BACKENDS)
 def test_every_kind_in_one_batch_chunked_and_preempted(
     family_cases: tuple[str, list[Case]], attention: str, order: int
 ) -> None:
@@ -119,7 +127,7 @@ def test_every_kind_in_one_batch_chunked_and_preempted(
     assert max(stats.batch_tokens for stats in run.stats) <= CROWDED.step_tokens
 
 
-@pytest.mark.parametrize("attention", ["reference", "cpu"])
+@pytest.mark.parametrize("attention", BACKENDS)
 def test_every_prompt_and_prefix_in_chunks(family_cases: tuple[str, list[Case]], attention: str) -> None:
     family, cases = family_cases
     run = run_all(family, cases, TIGHT, attention)
@@ -127,8 +135,9 @@ def test_every_prompt_and_prefix_in_chunks(family_cases: tuple[str, list[Case]],
     assert max(stats.batch_tokens for stats in run.stats) <= TIGHT.step_tokens
 
 
-@pytest.mark.parametrize("attention", ["reference", "cpu"])
+@pytest.mark.parametrize("attention", BACKENDS)
 def test_alone(family_cases: tuple[str, list[Case]], attention: str) -> None:
     family, cases = family_cases
+    sizes = NATIVE[ROOMY] if attention == "native" else ROOMY
     for case in cases:
-        assert_equal(case, ask_engine(model_of(family), [case.question], ROOMY, attention).answers[0])
+        assert_equal(case, ask_engine(model_of(family), [case.question], sizes, attention).answers[0])
