@@ -92,6 +92,7 @@ def assemble(model: LoadedModel, base: BaseModel, sizes: Sizes, attention: str, 
         num_blocks=sizes.num_blocks,
         block_size=sizes.block_size,
         prefix_blocks=sizes.prefix_blocks,
+        packed=network is not None,
     )
 
     def table_blocks(source: AdapterSource) -> int:

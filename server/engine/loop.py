@@ -203,24 +203,27 @@ class Engine:
             assert holding.tensors.kv is not None, "the scheduler installs KV kinds only"
             self._runner.backend.install(install.blocks, holding.tensors.kv)
             self._settle(holding)
-        if plan.compile is not None and plan.compile_key is not None:
-            self._compile(plan.compile, plan.compile_key)
+        if self._runner.network is None:
+            for span in plan.compile:
+                self._runner.forward([span], self._tables([span]))
+            self._compiled(plan.compile)
 
     def _compute(self, plan: StepPlan) -> dict[int, Draw]:
         """Run the packed forward; return the draws by sequence. A sequence with non-finite logits fails alone."""
-        if not plan.spans:
+        # The compiled decoder's result for a token never depends on the others, so virtual tokens may join them.
+        joining = () if self._runner.network is None else plan.compile
+        spans = (*joining, *plan.spans)
+        if not spans:
             return {}
-        tables = {
-            span.prefix.key: table
-            for span in plan.spans
-            if span.prefix is not None and (table := self._held[span.prefix.key].tensors.table) is not None
-        }
+        tables = self._tables(spans)
         sampling = [span for span in plan.spans if span.samples]
         requests = [self._request(span) for span in sampling]
         if self._wants_only_likeliest(plan, requests):
-            peaks, rows = self._runner.forward_best(plan.spans, tables)
+            peaks, rows = self._runner.forward_best(spans, tables)
+            self._compiled(joining)
             return self._finite(sampling, self._sampler.take_likeliest(peaks.ids, peaks.finite))
-        logits, rows = self._runner.forward(plan.spans, tables)
+        logits, rows = self._runner.forward(spans, tables)
+        self._compiled(joining)
         place = {row: index for index, row in enumerate(rows)}
         for (sequence, position), index in place.items():
             if (listener := self._jobs[sequence].on_row) is not None:
@@ -250,13 +253,18 @@ class Engine:
                 finite[span.sequence] = draw
         return finite
 
-    def _compile(self, span: Span, key: PrefixKey) -> None:
-        """Run a chunk of virtual tokens through the model; its KV stays in the blocks as the adapter's prefix."""
-        holding = self._held[key]
-        assert holding.tensors.table is not None, "the scheduler compiles embedding kinds only"
-        self._runner.forward([span], table=holding.tensors.table)
-        if span.start + len(span.tokens) == holding.source.prefix_len:
-            self._settle(holding)
+    def _tables(self, spans: Iterable[Span]) -> dict[PrefixKey, Tensor]:
+        """Return the tables that virtual tokens in these spans may name rows of."""
+        keys = {span.prefix.key for span in spans if span.prefix is not None}
+        return {key: table for key in keys if (table := self._held[key].tensors.table) is not None}
+
+    def _compiled(self, spans: Iterable[Span]) -> None:
+        """Chunks of virtual tokens have been through the model; their KV stays in the blocks as prefixes."""
+        for span in spans:
+            assert span.prefix is not None, "a compile span names its adapter"
+            holding = self._held[span.prefix.key]
+            if span.start + len(span.tokens) == holding.source.prefix_len:
+                self._settle(holding)
 
     def _request(self, span: Span) -> DrawRequest:
         sequence = self._scheduler.sequence(span.sequence)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable
+from concurrent.futures import Executor, Future
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -48,13 +50,22 @@ def base_of(model: LoadedModel) -> BaseModel:
     )
 
 
+class Inline(Executor):
+    """Reads a file where it is asked to, so that who shares a step with whom does not hang on a thread's luck."""
+
+    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
+        future: Future[Any] = Future()
+        future.set_result(fn(*args, **kwargs))
+        return future
+
+
 def ask_engine(module: PreTrainedModel, questions: list[Question], sizes: Sizes, attention: str) -> Run:
     """Ask everything at once and step until all are done; every position's logits are collected."""
     model = from_module(module, max_model_len=sizes.max_model_len)
     events: dict[int, list[TokenEvent]] = {i: [] for i in range(len(questions))}
     rows: dict[int, dict[int, Tensor]] = {i: {} for i in range(len(questions))}
     stats: list[StepStats] = []
-    with ThreadPoolExecutor(1) as readers:
+    with Inline() as readers:
         engine = assemble(model, base_of(model), sizes, attention, readers)
         for i, question in enumerate(questions):
             engine.submit(

@@ -7,6 +7,7 @@ to 2e-4, and its eager attention from its SDPA attention by as much.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -25,7 +26,8 @@ from tests.parity.oracle import Answer, SavedAdapter, ask_peft, ask_plain
 ROOT = Path(__file__).parents[2]
 MODEL = ROOT / "models" / "smollm2-135m"
 TEXT = "URGENT! Which tool lists the files of a package? Reply now to win 1000 pounds."
-SIZES = Sizes(num_blocks=40, block_size=64, prefix_blocks=10, max_seqs=16, step_tokens=64, max_model_len=512)
+CPU = Sizes(num_blocks=40, block_size=64, prefix_blocks=10, max_seqs=16, step_tokens=64, max_model_len=512)
+SIZES = {"cpu": CPU, "native": replace(CPU, block_size=32, num_blocks=80, prefix_blocks=20)}
 
 
 def load_base() -> PreTrainedModel:
@@ -64,7 +66,8 @@ def expected_of(version: Version, rendered: RenderedPrompt) -> Answer:
     return Answer(whole.tokens, whole.logits[len(rendered.prefix_ids) :])
 
 
-def test_shipped_adapters_alone_and_mixed(shipped: list[Version]) -> None:
+@pytest.mark.parametrize("attention", ["cpu", "native"])
+def test_shipped_adapters_alone_and_mixed(shipped: list[Version], attention: str) -> None:
     base = read_base_model(MODEL)
     prompter = Prompter(Tokenizer(MODEL), base)
     plain = prompter.render(None, messages=[{"role": "user", "content": TEXT}])
@@ -74,9 +77,9 @@ def test_shipped_adapters_alone_and_mixed(shipped: list[Version]) -> None:
     questions.append(Question(plain.tokens))
     expected.append(ask_plain(load_base(), list(plain.tokens)))
     module = load_base()
-    mixed = ask_engine(module, questions, SIZES, "cpu")
+    mixed = ask_engine(module, questions, SIZES[attention], attention)
     assert max(stats.batch_kinds for stats in mixed.stats) >= 4
-    alone = [ask_engine(module, [question], SIZES, "cpu").answers[0] for question in questions]
+    alone = [ask_engine(module, [question], SIZES[attention], attention).answers[0] for question in questions]
     for answers in (mixed.answers, alone):
         for answer, right in zip(answers, expected, strict=True):
             spread = float(right.logits.std(dim=-1).mean())

@@ -27,9 +27,17 @@ class Story:
         block_size: int = 4,
         prefix_blocks: int = 20,
         max_loads: int = 8,
+        packed: bool = False,
     ) -> None:
         self.limits = Limits(
-            max_seqs, step_tokens, max_model_len, num_blocks, block_size, min(prefix_blocks, num_blocks), max_loads
+            max_seqs,
+            step_tokens,
+            max_model_len,
+            num_blocks,
+            block_size,
+            min(prefix_blocks, num_blocks),
+            max_loads,
+            packed,
         )
         self.scheduler = Scheduler(
             self.limits, eos_token_ids=(EOS,), table_blocks=lambda source: int(source.needs_table)
@@ -92,6 +100,11 @@ class Story:
             for key in list(self.engine.reading):
                 self.load(self.engine.reading[key])
         return ends
+
+
+def chunks(*plans: StepPlan) -> list[tuple[int, int]]:
+    """Start and length of every compile span, in order."""
+    return [(span.start, len(span.tokens)) for plan in plans for span in plan.compile]
 
 
 def spans(plan: StepPlan) -> dict[int, Span]:

@@ -27,6 +27,7 @@ class Tally:
     evictions: int = 0
     loads: int = 0
     abandoned_compiles: int = 0
+    steps_with_many_compiles: int = 0
     steps_with_a_plan_in_flight: int = 0
     longest_wait_to_bound: float = 0.0
 
@@ -42,6 +43,7 @@ class Traffic:
 
     adapters: list[AdapterSource]
     arrivals: float  # the chance of another arrival, repeated
+    rushes: float  # the chance of eight arrivals at once
     aborts: float
     forgets: float
     failures: float
@@ -62,18 +64,19 @@ class _Wanted:
 def random_limits(rng: random.Random) -> Limits:
     """Small limits, tight more often than not."""
     block_size = rng.randint(1, 5)
-    max_seqs = rng.randint(1, 6)
+    max_seqs = rng.choice([rng.randint(1, 6), rng.randint(1, 6), 16])
     max_model_len = rng.randint(6, 36)
     least = -(-max_model_len // block_size) + 1
-    num_blocks = least + rng.choice([0, 1, 2, rng.randint(0, 10), rng.randint(0, 40)])
+    num_blocks = least + rng.choice([0, 1, 2, rng.randint(0, 10), rng.randint(0, 40), 80])
     return Limits(
         max_seqs=max_seqs,
-        step_tokens=2 * max_seqs + rng.choice([0, 1, rng.randint(0, 30)]),
+        step_tokens=2 * max_seqs + rng.choice([0, 1, rng.randint(0, 30), rng.randint(30, 90)]),
         max_model_len=max_model_len,
         num_blocks=num_blocks,
         block_size=block_size,
         prefix_blocks=rng.randint(0, num_blocks),
-        max_loads=rng.randint(1, 3),
+        max_loads=rng.choice([rng.randint(1, 3), 8]),
+        packed=rng.random() < 0.5,
     )
 
 
@@ -86,7 +89,7 @@ def random_traffic(rng: random.Random, limits: Limits) -> Traffic:
     """Adapters that fit, and how much goes wrong."""
     adapters = []
     for number in range(rng.randint(0, 6)):
-        length = rng.randint(0, limits.max_model_len - 2)
+        length = rng.randint(0, rng.choice([limits.max_model_len - 2, min(4, limits.max_model_len - 2)]))
         kind = rng.choice([AdapterKind.PROMPT_TUNING, AdapterKind.P_TUNING, AdapterKind.CARTRIDGE])
         if kind.holds_kv:
             length = max(length, 1)
@@ -102,10 +105,11 @@ def random_traffic(rng: random.Random, limits: Limits) -> Traffic:
     return Traffic(
         adapters=adapters,
         arrivals=rng.choice([0.1, 0.3, 0.6]),
+        rushes=rng.choice([0, 0, 0.1]),
         aborts=rng.choice([0, 0, 0.02, 0.1]),
         forgets=rng.choice([0, 0, 0.05]),
         failures=rng.choice([0, 0, 0.2]),
-        load_steps=rng.randint(1, 8),
+        load_steps=rng.choice([1, rng.randint(1, 8)]),
         pipelined=rng.choice([0, 1, 0.5]),
         busy_steps=rng.choice([5, 15, 30, 60]),
     )
@@ -144,6 +148,9 @@ class RandomRun:
         rng, traffic = self._rng, self._traffic
         while rng.random() < traffic.arrivals and len(self._open) < 40:
             self._arrive()
+        if rng.random() < traffic.rushes and len(self._open) < 40:
+            for _ in range(8):
+                self._arrive()
         if rng.random() < traffic.aborts and self.tally.sequences:
             number = rng.randrange(self.tally.sequences)
             assert self._scheduler.abort(number) == (number in self._open)
@@ -262,12 +269,16 @@ class RandomRun:
         self.tally.finished += 1
 
     def _note_compile(self, plan: StepPlan) -> None:
-        if plan.compile is None or plan.compile_key is None:
-            return
-        if plan.compile.start == 0 and self._compiling is not None:
-            self.tally.abandoned_compiles += 1
-        end = plan.compile.start + len(plan.compile.tokens)
-        self._compiling = None if end == plan.compile_key.length else (plan.compile_key, end)
+        """At most one compile is unfinished after a step, and what is unfinished goes on before another begins."""
+        self.tally.steps_with_many_compiles += len(plan.compile) > 1
+        for span in plan.compile:
+            assert span.prefix is not None
+            key, end = span.prefix.key, span.start + len(span.tokens)
+            if span.start == 0:
+                self.tally.abandoned_compiles += self._compiling is not None
+            else:
+                assert self._compiling == (key, span.start)
+            self._compiling = None if end == key.length else (key, end)
 
     def _require_idle(self) -> None:
         """Nothing is lost: only idle prefixes hold blocks, and once forgotten they hold none."""

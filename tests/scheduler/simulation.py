@@ -81,9 +81,8 @@ class SimulatedEngine:
             self._write(install.blocks, ("prefix", install.key), 0, tuple(range(source.prefix_len)))
             self.filled[install.key] = source.prefix_len
             self._blocks[install.key] = install.blocks
-        if plan.compile is not None:
-            assert plan.compile_key is not None
-            self._compile(plan.compile, plan.compile_key)
+        for span in plan.compile:
+            self._compile(span)
         drawn = {span.sequence: token for span in plan.spans if (token := self._run(span)) is not None}
         self._drawn = drawn
         return drawn
@@ -103,23 +102,28 @@ class SimulatedEngine:
 
     def _require_budget(self, plan: StepPlan) -> None:
         tokens = sum(len(span.tokens) for span in plan.spans)
-        if plan.compile is not None:
-            assert len(plan.compile.tokens) <= self.limits.step_tokens // 2
-            tokens += len(plan.compile.tokens)
+        compiled = sum(len(span.tokens) for span in plan.compile)
+        assert compiled <= self.limits.step_tokens // 2
+        assert self.limits.packed or len(plan.compile) <= 1
+        tokens += compiled
         assert tokens <= self.limits.step_tokens
         assert len(plan.spans) <= self.limits.max_seqs
         assert len({span.sequence for span in plan.spans}) == len(plan.spans)
         assert all(span.tokens for span in plan.spans)
 
-    def _compile(self, span: Span, key: PrefixKey) -> None:
+    def _compile(self, span: Span) -> None:
+        assert span.prefix is not None
+        assert (span.prefix.length, span.prefix.blocks) == (0, ())
+        key = span.prefix.key
         source = self.hosted[key]
         end = span.start + len(span.tokens)
         if span.start == 0:
             self.filled.pop(key, None)  # begun again, in other blocks, after a compile was broken off
         assert span.start == self.filled.get(key, 0), "a chunk is missing or written twice"
         assert span.tokens == source.prefix_ids[span.start : end]
-        assert end == min(span.start + self.limits.step_tokens // 2, source.prefix_len), "a chunk depends on the load"
-        assert span.prefix is None
+        if not self.limits.packed:
+            whole = min(span.start + self.limits.step_tokens // 2, source.prefix_len)
+            assert end == whole, "a chunk depends on the load"
         self._read(span.blocks, ("prefix", key), span.start, source.prefix_ids)
         self._write(span.blocks, ("prefix", key), span.start, span.tokens)
         self.filled[key] = end

@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 
 from server.core import AdapterKind, FinishReason
+from server.engine.scheduler.plan import Prefix
 from server.engine.scheduler.sequence import Status
-from tests.scheduler.driving import Story, spans
+from tests.scheduler.driving import Story, chunks, spans
 from tests.scheduler.simulation import adapter
 
 SOFT = adapter("soft", 6)
@@ -35,12 +36,10 @@ def test_a_soft_prompt_compiles_and_serves_in_one_step() -> None:
     story.step()
     story.load(SOFT)
     plan = story.step()
-    assert plan.compile is not None
-    assert plan.compile.tokens == SOFT.prefix_ids
-    assert plan.compile_key == SOFT.key
-    prefix = spans(plan)[0].prefix
-    assert prefix is not None
-    assert (prefix.key, prefix.length, prefix.blocks) == (SOFT.key, 6, plan.compile.blocks)
+    (compiled,) = plan.compile
+    assert compiled.tokens == SOFT.prefix_ids
+    assert compiled.prefix == Prefix(SOFT.key, 0, ())
+    assert spans(plan)[0].prefix == Prefix(SOFT.key, 6, compiled.blocks)
     assert story.finish() == {0: FinishReason.LENGTH}
 
 
@@ -62,7 +61,7 @@ def test_an_adapter_with_a_table_only_takes_no_blocks_but_counts() -> None:
     plan = story.step()
     prefix = spans(plan)[0].prefix
     assert prefix is not None
-    assert (prefix.length, prefix.blocks, plan.install, plan.compile) == (0, (), (), None)
+    assert (prefix.length, prefix.blocks, plan.install, plan.compile) == (0, (), (), ())
     story.finish()
     stats = story.scheduler.stats()
     assert (stats.blocks_used, stats.prefix_blocks_used, stats.resident) == (0, 1, 1)
@@ -80,9 +79,40 @@ def test_chunks_of_a_compile_do_not_depend_on_the_load() -> None:
         story.add(3, 2, long)
         story.step()
         story.load(long)
-        plans = [story.step() for _ in range(6)]
-        starts.append([(plan.compile.start, len(plan.compile.tokens)) for plan in plans if plan.compile is not None])
+        starts.append(chunks(*(story.step() for _ in range(6))))
     assert starts[0] == starts[1] == [(0, 6), (6, 6), (12, 6), (18, 2)]
+
+
+def test_packed_compiles_share_a_step_and_all_but_the_last_are_whole() -> None:
+    story = Story(step_tokens=32, packed=True)
+    sources = [adapter(f"adapter {number}", 6) for number in range(4)]
+    for source in sources:
+        story.add(2, 3, source)
+    story.step()
+    story.load(*sources)
+    plan = story.step()
+    assert chunks(plan) == [(0, 6), (0, 6), (0, 4)]
+    assert [span.prefix for span in plan.compile] == [Prefix(source.key, 0, ()) for source in sources[:3]]
+    assert list(spans(plan)) == [0, 1]
+    plan = story.step()
+    assert chunks(plan) == [(4, 2), (0, 6)]
+    assert list(spans(plan)) == [0, 1, 2, 3]
+    assert set(story.finish()) == {0, 1, 2, 3}
+
+
+def test_packed_compiles_leave_every_running_sequence_a_token() -> None:
+    story = Story(step_tokens=8, packed=True)
+    for _ in range(3):
+        story.add(1, 30)
+    story.step()
+    sources = [adapter(f"adapter {number}", 3) for number in range(3)]
+    for source in sources:
+        story.add(2, 3, source)
+    story.step()
+    story.load(*sources)
+    plan = story.step()
+    assert chunks(plan) == [(0, 3), (0, 1)]
+    assert [len(span.tokens) for span in plan.spans] == [1, 1, 1, 1]
 
 
 def test_a_prefix_is_held_once_for_all_that_use_it() -> None:
@@ -105,7 +135,7 @@ def test_an_idle_prefix_stays_and_serves_again_without_a_load() -> None:
     story.add(3, 2, SOFT)
     plan = story.step()
     assert list(spans(plan)) == [0 + 1]
-    assert (plan.load, plan.compile) == ((), None)
+    assert (plan.load, plan.compile) == ((), ())
     assert story.scheduler.stats().loads == 1
 
 
@@ -204,12 +234,12 @@ def test_a_compile_that_nobody_waits_for_any_more_ends() -> None:
     story.step()
     story.load(SOFT)
     flying = story.plan()
-    assert flying.compile is not None
+    assert flying.compile
     story.scheduler.abort(0)
     assert story.scheduler.stats().blocks_used == 0
     plan = story.plan()
     assert plan.evict == (SOFT.key,)
-    assert plan.compile is None
+    assert not plan.compile
     story.commit(flying)
     assert not story.scheduler.has_work
 
@@ -283,8 +313,7 @@ def test_one_that_runs_alone_takes_the_blocks_of_a_younger_ones_compile() -> Non
     story.step()
     story.load(long)
     plans = [story.step() for _ in range(5)]
-    chunks = [plan.compile.start for plan in plans if plan.compile is not None]
-    assert chunks == [0, 5, 10]
+    assert chunks(*plans) == [(0, 5), (5, 5), (10, 5)]
     assert all(running.id in spans(plan) for plan in plans)
     assert story.scheduler.stats().preemptions == 0
     assert set(story.finish()) == {0, 1}
@@ -298,12 +327,8 @@ def test_one_that_runs_alone_yields_to_an_older_ones_compile() -> None:
     story.step()
     story.step()
     story.load(long)
-    chunks: list[int] = []
-    while not chunks or chunks[-1] != 25:
-        plan = story.step()
-        assert plan.compile is not None
-        chunks.append(plan.compile.start)
-    assert chunks == [0, 5, 10, 15, 20, 25]
+    compiled = chunks(*(story.step() for _ in range(6)))
+    assert compiled == [(0, 5), (5, 5), (10, 5), (15, 5), (20, 5), (25, 1)]
     assert young.status is Status.WAITING
     assert story.scheduler.stats().preemptions == 1
     assert set(story.finish()) == {0, 1}

@@ -2,13 +2,15 @@
 
 Age decides everything: no memory is taken from an older sequence, or from a prefix that an older one waits with, for
 the sake of a younger one, and in the line for admission nobody is passed by a younger one. (Those that wait for a file
-or for the one compile slot stand outside the line.) Count steps as calls of `schedule`; let M be `max_model_len`, K the
-most chunks that a prefix is compiled in, and L the most steps between `plan.load` and the call that answers it. The
-oldest unfinished sequence, wherever it stands, needs at most
+or for the compile slot stand outside the line.) The slot is what a step computes for compiling; at most one compile is
+unfinished after a step, and it comes first in the next, with the whole slot. Count steps as calls of `schedule`; let M
+be `max_model_len`, K the most chunks that a prefix is compiled in (where compiles are packed, the first may be cut
+short by others in its step), and L the most steps between `plan.load` and the call that answers it. The oldest
+unfinished sequence, wherever it stands, needs at most
 
 - L steps until a load slot is free (only files being read keep one from it), and L until its file is read;
-- K until the compile slot is free, and M + 2 until its prefix has room: nothing else is admitted meanwhile, and
-  everything that runs computes a token a step until it ends or is preempted;
+- K until no compile that was begun before is unfinished, and M + 2 until its prefix has room: nothing else is admitted
+  meanwhile, and everything that runs computes a token a step until it ends or is preempted;
 - K to compile;
 - M + 2 until it is admitted, again with nothing admitted before it;
 - M + 2 to run: it is never preempted, and computes a token a step.
@@ -33,6 +35,7 @@ class Limits:
     block_size: int  # tokens
     prefix_blocks: int  # the most of the pool that prefixes and tables count for
     max_loads: int = 8  # adapters that are read, or wait in host memory for room, at once
+    packed: bool = False  # a token's result never depends on its batch, nor on how its sequence is cut into steps
 
     def __post_init__(self) -> None:
         if self.max_seqs < 1 or self.max_loads < 1 or self.max_model_len < 1:
@@ -54,10 +57,14 @@ class Limits:
 
     @property
     def compile_tokens(self) -> int:
-        """Tokens of a full compile chunk: fixed, so that an adapter's KV never depends on the load."""
+        """Tokens that one step compiles at most.
+
+        Unless compiles are packed, it is one adapter's and every chunk but its last has this size, so that an adapter's
+        KV never depends on the load.
+        """
         return self.step_tokens // 2
 
     def steps_bound(self, load_steps: int) -> int:
         """Steps in which the oldest sequence ends, wherever it stands, when files are read in `load_steps` steps."""
-        chunks = -(-self.max_model_len // self.compile_tokens)
+        chunks = -(-self.max_model_len // self.compile_tokens) + self.packed
         return 2 * load_steps + 2 * chunks + 3 * (self.max_model_len + 2)

@@ -48,16 +48,17 @@ class Install:
 class StepPlan:
     """One step, carried out in the order of these fields.
 
-    `compile` is a forward of its own, so that an adapter's KV never depends on who shared its batch; its tokens are
-    `prefix_ids` of the adapter, its blocks become the adapter's prefix.
+    A compile span's tokens are `prefix_ids` of an adapter, its blocks become the adapter's prefix, and its own prefix
+    is empty and names the adapter. Each is a forward of its own, so that an adapter's KV never depends on who shared
+    its batch; where a row's result never does (`Limits.packed`), they may join the forward of `spans`, which read at
+    every layer what the compile spans have just written.
     """
 
     evict: tuple[PrefixKey, ...] = ()  # forget whatever is held for these
     load: tuple[AdapterSource, ...] = ()  # start reading these files in a thread
     zero: tuple[int, ...] = ()  # blocks handed out since the last plan: clear them before use
     install: tuple[Install, ...] = ()
-    compile: Span | None = None
-    compile_key: PrefixKey | None = None
+    compile: tuple[Span, ...] = ()
     spans: tuple[Span, ...] = ()  # one packed forward
 
     @property

@@ -100,6 +100,12 @@ class Residency:
         """Whether a sequence with this prefix could run; without one it always could."""
         return key is None or ((entry := self._entries.get(key)) is not None and entry.state is State.READY)
 
+    @property
+    def to_compile(self) -> int:
+        """Virtual tokens of the compile in progress and of what waits in host memory."""
+        unfinished = self._loaded.values() if self.compiling is None else [self.compiling, *self._loaded.values()]
+        return sum(entry.source.prefix_len - entry.computed for entry in unfinished if entry.compiles)
+
     def first_loaded(self, *, may_compile: bool) -> Entry | None:
         """Return the entry that waits for room on behalf of the oldest sequence."""
         startable = [entry for entry in self._loaded.values() if may_compile or not entry.compiles]
@@ -197,7 +203,7 @@ class Residency:
         entry.blocks = blocks
         self.charge_used += entry.charge
         if entry.compiles:
-            entry.state, entry.computed, self.compiling = State.COMPILING, 0, entry
+            entry.state, self.compiling = State.COMPILING, entry
         else:
             self._ready(entry)
         return True
@@ -219,7 +225,7 @@ class Residency:
         if entry is None or self._waiting.claim(entry.key) < arrival:
             return False
         self._free(entry)
-        entry.state = State.LOADED
+        entry.state, entry.computed = State.LOADED, 0
         self._loaded[entry.key] = entry
         return True
 
@@ -310,7 +316,7 @@ class Residency:
         self._loaded.pop(entry.key, None)
         self._idle.pop(entry.key, None)
         self._evicted.append(entry.key)
-        entry.state = State.ABSENT
+        entry.state, entry.computed = State.ABSENT, 0
         if self._waiting.claim(entry.key) == NOBODY:
             del self._entries[entry.key]
         else:

@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from server.core import AdapterSource, FinishReason, PrefixKey
 from server.engine.scheduler.blocks import BlockAllocator
 from server.engine.scheduler.limits import Limits
-from server.engine.scheduler.plan import Install, Span, StepPlan
+from server.engine.scheduler.plan import Install, Prefix, Span, StepPlan
 from server.engine.scheduler.residency import Entry, Residency
 from server.engine.scheduler.sequence import Sequence, Status
 from server.engine.scheduler.waiting import Turns, Waiting
@@ -60,11 +60,11 @@ class _Draft:
     """A plan being made. `flight` says of each span whether it reaches the end of its sequence."""
 
     budget: int
+    compile_budget: int  # of `budget`
     spans: list[Span] = field(default_factory=list)
     flight: list[tuple[Sequence, bool]] = field(default_factory=list)
     install: list[Install] = field(default_factory=list)
-    compile: Span | None = None
-    compile_key: PrefixKey | None = None
+    compile: list[Span] = field(default_factory=list)
     preempted: bool = False
 
 
@@ -173,7 +173,7 @@ class Scheduler:
             raise RuntimeError("two plans are in flight: commit one first")
         self._residency.begin_plan()
         reserved = self._compile_budget()
-        draft = _Draft(self._limits.step_tokens - reserved)
+        draft = _Draft(self._limits.step_tokens - reserved, self._limits.compile_tokens)
         self._advance(draft)
         draft.budget += reserved
         self._compile(draft)
@@ -185,8 +185,7 @@ class Scheduler:
             load=loads,
             zero=self._blocks.take_handed_out(),
             install=tuple(draft.install),
-            compile=draft.compile,
-            compile_key=draft.compile_key,
+            compile=tuple(draft.compile),
             spans=tuple(draft.spans),
         )
         self._in_flight.append((plan, draft.flight))
@@ -274,7 +273,14 @@ class Scheduler:
             if not isinstance(first, Entry) or not first.compiles or not self._residency.has_room_for(first):
                 return 0
             entry = first
-        return min(entry.source.prefix_len - entry.computed, self._limits.compile_tokens)
+        wanted = self._residency.to_compile if self._limits.packed else entry.source.prefix_len - entry.computed
+        return min(wanted, self._limits.compile_tokens)
+
+    def _may_compile(self, draft: _Draft) -> bool:
+        """Whether the plan takes another compile."""
+        if self._residency.compiling is not None:
+            return False
+        return draft.compile_budget > 0 if self._limits.packed else not draft.compile
 
     def _compile(self, draft: _Draft) -> None:
         """Hand out the next chunk of the compile in progress."""
@@ -282,18 +288,17 @@ class Scheduler:
         if entry is None:
             return
         start = entry.computed
-        tokens = entry.source.prefix_ids[start : start + self._limits.compile_tokens]
-        draft.compile = Span(COMPILES, start, tokens, entry.blocks)
-        draft.compile_key = entry.key
+        tokens = entry.source.prefix_ids[start : start + min(draft.compile_budget, draft.budget)]
+        draft.compile.append(Span(COMPILES, start, tokens, entry.blocks, Prefix(entry.key, 0, ())))
         draft.budget -= len(tokens)
+        draft.compile_budget -= len(tokens)
         if self._residency.compiled(len(tokens)):
             self._turns.push(entry.key)
 
     def _admit(self, draft: _Draft) -> None:
         """Serve the line, the oldest first, until one gets no room: nothing passes it."""
         while True:
-            may_compile = draft.compile is None and self._residency.compiling is None
-            first = self._first_in_line(may_compile=may_compile)
+            first = self._first_in_line(may_compile=self._may_compile(draft))
             if first is None:
                 return
             served = self._fill(draft, first) if isinstance(first, Entry) else self._start(draft, first)
@@ -302,8 +307,10 @@ class Scheduler:
 
     def _fill(self, draft: _Draft, entry: Entry) -> bool:
         """Give a loaded prefix its blocks, and fill them or begin to."""
-        if entry.compiles and draft.budget < min(entry.source.prefix_len, self._limits.compile_tokens):
-            return False
+        if entry.compiles:
+            least = 1 if self._limits.packed else min(entry.source.prefix_len, self._limits.compile_tokens)
+            if draft.budget < least:
+                return False
         if not self._residency.start(entry):
             return False
         if entry.compiles:

@@ -124,21 +124,29 @@ inline void multiply_rows(const bf16* a, int lda, const bf16* w, size_t panel_st
 }
 #endif
 
+// Sums 32 products at a time before it adds them up: a float's rounding error then grows with the number of sums.
 template <int R, int P>
 inline void multiply_rows(const float* a, int lda, const float* w, size_t panel_step, int depth, float* out) {
-  f32x16 sum[R][P];
+  f32x16 total[R][P];
   for (int r = 0; r < R; r++)
-    for (int p = 0; p < P; p++) sum[r][p] = f32x16{};
-  for (int k = 0; k < depth; k++) {
-    f32x16 column[P];
-    for (int p = 0; p < P; p++) column[p] = load(w + p * panel_step + static_cast<size_t>(k) * kPanel);
-    for (int r = 0; r < R; r++) {
-      const f32x16 x = broadcast(a[static_cast<size_t>(r) * lda + k]);
-      for (int p = 0; p < P; p++) sum[r][p] = sum[r][p] + x * column[p];
+    for (int p = 0; p < P; p++) total[r][p] = f32x16{};
+  for (int k = 0; k < depth; k += kDepth) {
+    f32x16 sum[R][P];
+    for (int r = 0; r < R; r++)
+      for (int p = 0; p < P; p++) sum[r][p] = f32x16{};
+    for (int j = k; j < k + kDepth; j++) {
+      f32x16 column[P];
+      for (int p = 0; p < P; p++) column[p] = load(w + p * panel_step + static_cast<size_t>(j) * kPanel);
+      for (int r = 0; r < R; r++) {
+        const f32x16 x = broadcast(a[static_cast<size_t>(r) * lda + j]);
+        for (int p = 0; p < P; p++) sum[r][p] = sum[r][p] + x * column[p];
+      }
     }
+    for (int r = 0; r < R; r++)
+      for (int p = 0; p < P; p++) total[r][p] = total[r][p] + sum[r][p];
   }
   for (int r = 0; r < R; r++)
-    for (int p = 0; p < P; p++) store(out + r * kColumns + p * kPanel, sum[r][p]);
+    for (int p = 0; p < P; p++) store(out + r * kColumns + p * kPanel, total[r][p]);
 }
 
 #if defined(__AVX512F__)
