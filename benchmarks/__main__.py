@@ -15,15 +15,27 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from benchmarks import peers, surroundings
+from benchmarks.adapters import Workshop
 from benchmarks.bench import Bench, Options
 from benchmarks.peers import PeerError
 from benchmarks.report import show
 from benchmarks.results import Findings, Result, write_result
-from benchmarks.servers import ROOT
-from benchmarks.workloads import plain
+from benchmarks.servers import ROOT, ServerError
+from benchmarks.workloads import adapters, cold, libraries, long, mix, open_loop, plain, quiet, zipf
 
-WORKLOADS = {"plain": plain.run}
-DEFAULT = tuple(WORKLOADS)
+WORKLOADS = {
+    "plain": plain.run,
+    "adapters": adapters.run,
+    "mix": mix.run,
+    "long": long.run,
+    "open": open_loop.run,
+    "transformers": libraries.run_transformers,
+    "peft": libraries.run_peft,
+    "zipf": zipf.run,
+    "cold": cold.run,
+    "memory": quiet.run_memory,
+    "idle": quiet.run_idle,
+}
 
 WIDTH = 150
 """Columns of the tables where the output is no terminal."""
@@ -43,10 +55,12 @@ def main(
     save: Annotated[
         bool, typer.Option(help="Write into benchmarks/results/ instead of the ignored benchmarks/out/.")
     ] = False,
-    model: Annotated[Path, typer.Option(help="Folder of the base model.")] = ROOT / "models" / "smollm2-135m",
+    model: Annotated[Path, typer.Option(help="Folder of the base model.", exists=True, file_okay=False)] = ROOT
+    / "models"
+    / "smollm2-135m",
 ) -> None:
     """Measure this server against its peers on this machine."""
-    chosen = workload or list(DEFAULT)
+    chosen = workload or list(WORKLOADS)
     if unknown := sorted(set(chosen) - set(WORKLOADS)):
         raise typer.BadParameter(f"no workload {', '.join(unknown)}; there are {', '.join(WORKLOADS)}")
     options = Options(repeats, quick, attention)
@@ -69,7 +83,13 @@ def main(
         bar = stack.enter_context(Progress(*columns, console=console))
         task = bar.add_task("", total=len(chosen))
         bench = Bench(
-            model, Path(scratch), ROOT / ".peers", options, lambda text: bar.update(task, description=text), stack
+            model=model,
+            folder=Path(scratch),
+            peers=ROOT / ".peers",
+            options=options,
+            said=lambda text: bar.update(task, description=text),
+            stack=stack,
+            workshop=Workshop(model),
         )
         for name in chosen:
             result.workloads[name] = _run(name, bench)
@@ -77,14 +97,16 @@ def main(
             bar.advance(task)
     show(result, console if console.is_terminal else Console(width=WIDTH))
     console.print(f"written to {path.relative_to(ROOT)}", markup=False)
+    if any(found.notes for found in result.workloads.values()):
+        raise typer.Exit(1)
 
 
 def _run(name: str, bench: Bench) -> Findings:
     began = time.monotonic()
     try:
         found = WORKLOADS[name](bench)
-    except PeerError as error:
-        found = Findings(notes=[f"left out, because a peer is missing: {error}"])
+    except (PeerError, ServerError) as error:
+        found = Findings(notes=[f"not measured: {error}"])
     found.seconds = time.monotonic() - began
     return found
 

@@ -7,10 +7,14 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from benchmarks.adapters import Recipe, Workshop
 from benchmarks.asks import Ask, prompts
 from benchmarks.peers import PeerError, vllm_home
 from benchmarks.results import Comparison, Turn, compare, turn_of
 from benchmarks.servers import Server, start_vllm, start_waybill, vocab_size
+
+PROMPT = 64
+"""Tokens of a prompt, where a workload does not say otherwise."""
 
 WARM_TOKENS = 8
 
@@ -38,10 +42,12 @@ class Bench:
     options: Options
     said: Callable[[str], None]
     stack: ExitStack
+    workshop: Workshop
     _ours: Server | None = None
     _vllm: Server | None = None
     _peer_failure: str | None = None
     _turns: int = 0
+    _published: int = 0
     vocab_size: int = field(init=False)
 
     def __post_init__(self) -> None:
@@ -86,6 +92,15 @@ class Bench:
         finally:
             server.stop()
 
+    def many_adapters(self, count: int) -> Path:
+        """Return a store with at least the `count` soft prompts of 32 tokens that `soft_prompt` names."""
+        store = self.folder / "many"
+        if count > self._published:
+            self.said(f"publishing {count - self._published:,} adapters")
+            self.workshop.publish(store, [Recipe(soft_prompt(i), 32, i) for i in range(self._published, count)])
+            self._published = count
+        return store
+
     def flags(self) -> list[str]:
         """Return the flags that every server of ours gets."""
         return [] if self.options.attention == "auto" else ["--attention", self.options.attention]
@@ -93,36 +108,43 @@ class Bench:
     def prompts(self, count: int, length: int, *seed: object) -> list[tuple[int, ...]]:
         return prompts(count, length, self.vocab_size, seed)
 
+    def side(
+        self,
+        server: Server,
+        asks: Callable[[int], list[Ask]],
+        clients: int,
+        *,
+        warm: list[Ask] | None = None,
+        label: str = "",
+    ) -> Side:
+        """Return one side of a comparison: closed-loop clients that work through `asks(turn)`, and fresh warming."""
+        return Side(label or server.label, lambda turn: self.measure(server, asks(turn), clients, warm))
+
     def measure(self, server: Server, asks: list[Ask], clients: int, warm: list[Ask] | None = None) -> Turn:
         """Let closed-loop clients work through `asks` while everybody else is paused.
 
-        Before the clock starts, each client sends one short request, so that no turn pays for having been paused.
+        Before the clock starts `warm` is sent, by default a short request from each client, so that no turn pays for
+        having been paused.
         """
         if warm is None:
-            fresh = self.prompts(min(clients, len(asks)), 64, "warm", self._turns)
+            fresh = self.prompts(min(clients, len(asks)), PROMPT, "warm", self._turns)
             warm = [Ask(prompt, WARM_TOKENS) for prompt in fresh]
         self._turns += 1
         with server.awake():
             return turn_of(server.send(asks, self.folder, clients=clients, warm=warm))
 
     def compare(
-        self,
-        name: str,
-        ours: Side,
-        theirs: Side,
-        *,
-        repeats: int = 5,
-        target: float | None = None,
+        self, name: str, ours: Side, theirs: Side, *, repeats: int = 5, target: float | None = None
     ) -> Comparison:
         """Measure two sides in turns; who goes first changes each time, so that a drifting machine favours neither."""
         pairs = []
-        for number in range(self.options.of(repeats)):
-            sides = (ours, theirs) if number % 2 == 0 else (theirs, ours)
-            turns = {}
-            for side in sides:
-                asks = side.asks(number)
-                turns[id(side)] = self.measure(side.server, asks, side.clients)
-            mine, other = turns[id(ours)], turns[id(theirs)]
+        for turn in range(self.options.of(repeats)):
+            if turn % 2 == 0:
+                mine = ours.measure(turn)
+                other = theirs.measure(turn)
+            else:
+                other = theirs.measure(turn)
+                mine = ours.measure(turn)
             pairs.append((mine, other))
             self.said(f"{name}: {mine.rate:,.0f} against {other.rate:,.0f} tok/s")
         return compare(name, ours.label, theirs.label, pairs, target)
@@ -130,9 +152,12 @@ class Bench:
 
 @dataclass(frozen=True, slots=True)
 class Side:
-    """One side of a comparison: whom to ask, what in turn *n*, by how many clients at a time."""
+    """One side of a comparison: what it is called, and how it is measured in turn *n*."""
 
-    server: Server
-    asks: Callable[[int], list[Ask]]
-    clients: int
     label: str
+    measure: Callable[[int], Turn]
+
+
+def soft_prompt(number: int) -> str:
+    """Return the name of one of the many adapters."""
+    return f"soft-{number}"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from benchmarks.asks import Ask
-from benchmarks.bench import Bench, Side
+from benchmarks.bench import PROMPT, Bench
 from benchmarks.results import Findings
 
 AIMS = {1: 1.4, 8: 1.5, 32: 1.3, 64: 1.3}
@@ -11,8 +11,6 @@ AIMS = {1: 1.4, 8: 1.5, 32: 1.3, 64: 1.3}
 
 ROUNDS = {1: 3, 8: 3, 32: 2, 64: 2}
 """Requests that each client sends in a turn."""
-
-PROMPT = 64
 
 
 def run(bench: Bench) -> Findings:
@@ -25,6 +23,6 @@ def run(bench: Bench) -> Findings:
         def asks(turn: int, count: int = count) -> list[Ask]:
             return [Ask(prompt) for prompt in bench.prompts(count, PROMPT, "plain", count, turn)]
 
-        sides = [Side(server, asks, clients, server.label) for server in (ours, vllm)]
+        sides = [bench.side(server, asks, clients) for server in (ours, vllm)]
         found.comparisons.append(bench.compare(f"{clients} clients", *sides, target=aim))
     return found

@@ -1,0 +1,1 @@
+"""Peers that are libraries and no servers: PEFT and transformers, each in a process of its own."""

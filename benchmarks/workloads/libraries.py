@@ -1,0 +1,64 @@
+"""What one does without a server: PEFT's `generate`, and transformers' continuous batching."""
+
+from __future__ import annotations
+
+from benchmarks.adapters import Recipe
+from benchmarks.asks import Ask
+from benchmarks.bench import PROMPT, WARM_TOKENS, Bench, Side
+from benchmarks.library.process import start_library
+from benchmarks.results import Findings
+
+CLIENTS = 32
+ADAPTERS = 16
+VIRTUAL_TOKENS = 32
+PEFT_AIM = 15.0
+TRANSFORMERS_AIM = 2.0
+
+
+def run_peft(bench: Bench) -> Findings:
+    """32 requests over 16 soft prompts, to PEFT one at a time; and once more with those of one adapter in a batch."""
+    recipes = [Recipe(f"peft-{i}", VIRTUAL_TOKENS, i) for i in range(ADAPTERS)]
+    bench.workshop.publish(bench.store, recipes)
+    folders = bench.folder / "peft"
+    for recipe in recipes:
+        bench.workshop.write(folders / recipe.name, recipe)
+
+    count = 4 if bench.options.quick else CLIENTS
+
+    def asks(turn: int) -> list[Ask]:
+        prompts = bench.prompts(count, PROMPT, "peft", turn)
+        return [Ask(prompt, adapter=recipes[i % ADAPTERS].name) for i, prompt in enumerate(prompts)]
+
+    warm = [Ask(ask.prompt, WARM_TOKENS, ask.adapter) for ask in asks(-1)]
+    ours = bench.side(bench.ours(), asks, CLIENTS, warm=warm)
+    found = Findings()
+    for kind, name, aim in (
+        ("peft", f"{count} requests, one at a time", PEFT_AIM),
+        ("peft-grouped", f"{count} requests, an adapter's in a batch", None),
+    ):
+        peer = start_library(kind, bench.model, bench.folder, folders)
+        try:
+            bench.said(f"warming {kind}")
+            peer.measure(warm[:2])
+            theirs = Side(kind, lambda turn, peer=peer: peer.measure(asks(turn)))  # type: ignore[misc]
+            found.comparisons.append(bench.compare(name, ours, theirs, repeats=1, target=aim))
+        finally:
+            peer.stop()
+    return found
+
+
+def run_transformers(bench: Bench) -> Findings:
+    """32 plain requests, to `generate_batch` all at once."""
+
+    def asks(turn: int) -> list[Ask]:
+        return [Ask(prompt) for prompt in bench.prompts(CLIENTS, PROMPT, "transformers", turn)]
+
+    peer = start_library("transformers", bench.model, bench.folder)
+    try:
+        bench.said("warming transformers")
+        peer.measure([Ask(ask.prompt, WARM_TOKENS) for ask in asks(-1)])
+        theirs = Side("generate_batch", lambda turn: peer.measure(asks(turn)))
+        ours = bench.side(bench.ours(), asks, CLIENTS)
+        return Findings([bench.compare("32 requests", ours, theirs, repeats=3, target=TRANSFORMERS_AIM)])
+    finally:
+        peer.stop()
