@@ -56,6 +56,7 @@ def serve(
     model: Annotated[Path | None, _about("model")] = None,
     dtype: Annotated[str | None, _about("dtype")] = None,
     device: Annotated[str | None, _about("device")] = None,
+    attention: Annotated[str | None, _about("attention")] = None,
     kv_memory: Annotated[str | None, _about("kv_memory")] = None,
     prefix_memory: Annotated[str | None, _about("prefix_memory")] = None,
     max_model_len: Annotated[int | None, _about("max_model_len")] = None,

@@ -49,6 +49,24 @@ class FakeStream:
     ended: bool = False
     inbox: asyncio.Queue[TokenEvent | WaybillError | None] = field(default_factory=asyncio.Queue)
     output: list[int] = field(default_factory=list)
+    take: Callable[[TokenEvent], None] | None = None
+    end: Callable[[WaybillError | None], None] | None = None
+
+    def put(self, item: TokenEvent | WaybillError | None) -> None:
+        """Deliver an event, or the end: an error, or None for an abort."""
+        if self.take is None or self.end is None:
+            self.inbox.put_nowait(item)
+        elif isinstance(item, TokenEvent):
+            self.take(item)
+            if item.finish is not None:
+                self.end(None)
+        else:
+            self.end(item)
+
+    def listen(self, take: Callable[[TokenEvent], None], end: Callable[[WaybillError | None], None]) -> None:
+        self.take, self.end = take, end
+        while not self.inbox.empty():
+            self.put(self.inbox.get_nowait())
 
     async def __aiter__(self) -> AsyncIterator[TokenEvent]:
         while True:
@@ -64,7 +82,7 @@ class FakeStream:
     def abort(self) -> None:
         if not self.ended:
             self.ended = True
-            self.inbox.put_nowait(None)
+            self.put(None)
 
 
 class FakeEngine:
@@ -161,7 +179,7 @@ class FakeEngine:
         self._up.clear()
         for stream in self.running:
             stream.ended = True
-            stream.inbox.put_nowait(EngineRestarting("the engine process died; it is being restarted"))
+            stream.put(EngineRestarting("the engine process died; it is being restarted"))
 
     def revive(self) -> None:
         """The engine is up again."""
@@ -189,14 +207,14 @@ class FakeEngine:
             stream.started = Started(stream.number, queue_ms=1.0, load_ms=0.5)
         if self.fail_after is not None and len(stream.output) >= self.fail_after:
             stream.ended = True
-            stream.inbox.put_nowait(EngineFault("the engine failed on this request"))
+            stream.put(EngineFault("the engine failed on this request"))
             return None
         prefix = stream.adapter.prefix_ids if stream.adapter is not None else ()
         token = self._next_token((*prefix, *stream.tokens, *stream.output), len(stream.output), stream.params)
         stream.output.append(token)
         event = self._event(stream, token)
         stream.ended = event.finish is not None
-        stream.inbox.put_nowait(event)
+        stream.put(event)
         return event
 
     def _event(self, stream: FakeStream, token: int) -> TokenEvent:

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import json
-from typing import Any
-
 from fastapi import Request
 from starlette.responses import JSONResponse, Response
 from starlette.types import Receive, Scope, Send
@@ -14,8 +11,8 @@ from server.api.body import read_json
 from server.api.client import ClientGone, unless_gone
 from server.api.errors import error_body
 from server.api.openapi import json_body
-from server.api.record import CLIENT_GONE, RequestRecord, record_of
-from server.api.replies import GenerateReply, ReplyWriter
+from server.api.record import CLIENT_GONE, PLAIN_SEND, RequestRecord, record_of
+from server.api.replies import GenerateReply, ReplyWriter, write_json
 from server.api.schemas import GenerateRequest
 from server.errors import WaybillError
 from server.service.generation import GenerationService
@@ -76,27 +73,27 @@ class EventStream(Response):
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send until the run ends or the client leaves; the run is closed either way."""
         try:
-            await unless_gone(receive, self._send(send))
+            await unless_gone(receive, self._send(send, scope.get(PLAIN_SEND, send)))
         except (ClientGone, OSError):
             self._record.status = CLIENT_GONE
         finally:
             _end(self._run, self._record)
 
-    async def _send(self, send: Send) -> None:
-        await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
+    async def _send(self, start: Send, send: Send) -> None:
+        """Send the head through the middleware, and the many events behind it directly."""
+        await start({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
         try:
             while deltas := await self._run.deltas():
                 await _send_event(send, self._writer.frame(deltas))
-            await _send_event(send, self._writer.last_frame())
+            await _send_event(send, write_json(self._writer.last_frame()))
         except WaybillError as error:
             self._record.error = error.code
-            await _send_event(send, error_body(error))
+            await _send_event(send, write_json(error_body(error)))
         await send({"type": "http.response.body", "body": b"data: [DONE]\n\n", "more_body": False})
 
 
-async def _send_event(send: Send, data: dict[str, Any]) -> None:
-    body = b"data: " + json.dumps(data, ensure_ascii=False, separators=(",", ":")).encode() + b"\n\n"
-    await send({"type": "http.response.body", "body": body, "more_body": True})
+async def _send_event(send: Send, data: str) -> None:
+    await send({"type": "http.response.body", "body": f"data: {data}\n\n".encode(), "more_body": True})
 
 
 def _end(run: Run, record: RequestRecord) -> None:

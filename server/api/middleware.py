@@ -11,7 +11,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from server.api.errors import error_response
-from server.api.record import RequestRecord, record_of
+from server.api.record import PLAIN_SEND, RequestRecord, record_of
 from server.errors import InvalidRequest, WaybillError
 from server.metrics import Metrics
 
@@ -34,6 +34,7 @@ class RequestLog:
             return
         record = RequestRecord(_request_id(Headers(scope=scope)), scope["method"][:16])
         scope["waybill.record"] = record
+        scope[PLAIN_SEND] = send
 
         async def send_with_id(message: Message) -> None:
             if message["type"] == "http.response.start":

@@ -10,6 +10,10 @@ CLIENT_GONE = 499
 """The status logged for a client that went away before its answer was complete."""
 
 
+PLAIN_SEND = "waybill.send"
+"""Key in the ASGI scope of the server's own `send`, which no middleware stands before."""
+
+
 @dataclass(slots=True)
 class RequestRecord:
     """One request. Only names, counts and times ever stand here: no prompt, no text, no key."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from json.encoder import encode_basestring
 from typing import Any, Literal
 
 from pydantic import BaseModel
@@ -10,6 +12,11 @@ from server.core import AdapterKind
 from server.service.choice import Choice
 from server.service.exchange import AdapterUsed, Delta, Timings, TokenLogprob, Usage
 from server.service.run import Run
+
+
+def write_json(data: Any) -> str:
+    """Return JSON without blanks, text as it is."""
+    return json.dumps(data, ensure_ascii=False, separators=(",", ":"))
 
 
 class AdapterReply(BaseModel):
@@ -81,6 +88,7 @@ class ReplyWriter:
         self._run = run
         self._token_ids = token_ids
         self._logprobs = logprobs
+        self._frame_start: str | None = None
         self._head: dict[str, Any] = {
             "id": f"gen-{request_id}",
             "object": "text_generation",
@@ -93,13 +101,22 @@ class ReplyWriter:
         """Return the unstreamed reply."""
         return {**self._head, "choices": [self._whole_choice(c) for c in self._run.choices], **self._tail()}
 
-    def frame(self, deltas: list[Delta]) -> dict[str, Any]:
-        """Return a frame of deltas."""
-        return {**self._head, "object": "text_generation.chunk", "choices": [self._delta(d) for d in deltas]}
+    def frame(self, deltas: list[Delta]) -> str:
+        """Return a frame of deltas as JSON. It is written once a token: what all frames share is encoded once."""
+        if self._frame_start is None:
+            head = {**self._head, "object": "text_generation.chunk"}
+            self._frame_start = write_json(head)[:-1] + ',"choices":['
+        return self._frame_start + ",".join([self._delta_json(delta) for delta in deltas]) + "]}"
 
     def last_frame(self) -> dict[str, Any]:
         """Return the frame of usage, seed and timings."""
         return {**self._head, "object": "text_generation.chunk", "choices": [], **self._tail()}
+
+    def _delta_json(self, delta: Delta) -> str:
+        if self._token_ids or self._logprobs or delta.finish is not None:
+            return write_json(self._delta(delta))
+        text = encode_basestring(delta.text)
+        return f'{{"index":{delta.index},"text":{text},"finish_reason":null,"stop_reason":null}}'
 
     def _tail(self) -> dict[str, Any]:
         run = self._run

@@ -47,6 +47,13 @@ class SequenceStream(Protocol):
 
     def __aiter__(self) -> AsyncIterator[TokenEvent]: ...
 
+    def listen(self, take: Callable[[TokenEvent], None], end: Callable[[WaybillError | None], None]) -> None:
+        """Call `take` with every event as it arrives, then `end` once, instead of iterating.
+
+        `end` gets the error that iterating would raise, None after the last event or an abort. Neither may raise.
+        """
+        ...
+
     def abort(self) -> None:
         """End the sequence and free its memory. Safe at any time, also twice and after the end."""
         ...
@@ -107,21 +114,41 @@ class _Stream:
         self._error: WaybillError | None = None
         self._ended = False
         self._arrived = asyncio.Event()
+        self._take: Callable[[TokenEvent], None] | None = None
+        self._end: Callable[[WaybillError | None], None] | None = None
 
     def push(self, event: TokenEvent) -> None:
-        self._events.append(event)
-        self._ended = self._ended or event.finish is not None
-        self._arrived.set()
+        if self._take is None:
+            self._events.append(event)
+            self._arrived.set()
+        else:
+            self._take(event)
+        if event.finish is not None:
+            self._finish()
 
     def fail(self, error: WaybillError) -> None:
-        self._error, self._ended = error, True
-        self._arrived.set()
+        self._error = error
+        self._finish()
 
     def abort(self) -> None:
         if not self._ended:
-            self._ended = True
             self._send(Abort(self.sequence))
-            self._arrived.set()
+            self._finish()
+
+    def listen(self, take: Callable[[TokenEvent], None], end: Callable[[WaybillError | None], None]) -> None:
+        while self._events:
+            take(self._events.popleft())
+        self._take, self._end = take, end
+        if self._ended:
+            end(self._error)
+
+    def _finish(self) -> None:
+        if self._ended:
+            return
+        self._ended = True
+        self._arrived.set()
+        if self._end is not None:
+            self._end(self._error)
 
     async def __aiter__(self) -> AsyncIterator[TokenEvent]:
         while True:

@@ -2,7 +2,8 @@
 
 To the engine: `Configure` first, then `Submit`, `Abort`, `Check`, `Forget`. From it: `Hello` or `Refused` once, then a
 `StepReport` per step (one batched message) and a `CheckResult` per check. A frame is a 4-byte big-endian length and
-that many bytes of UTF-8 JSON.
+that many bytes of UTF-8 JSON. A step's events, the bulk of all traffic, are bare lists: `[sequence, token]`, and the
+other fields of `TokenEvent` behind them where one is set.
 """
 
 from __future__ import annotations
@@ -152,12 +153,11 @@ _NESTED: dict[str, type] = {
     cls.__name__: cls
     for cls in (
         Configure, Submit, Abort, Check, Forget, Hello, Refused, StepReport, CheckResult, Failure, Started, StepStats,
-        TokenEvent, SamplingParams, AdapterSource, PrefixKey, EngineConfig, BaseModel,
+        SamplingParams, AdapterSource, PrefixKey, EngineConfig, BaseModel,
     )
 }  # fmt: skip
 _ENUMS: dict[tuple[str, str], type[StrEnum]] = {
     ("AdapterSource", "kind"): AdapterKind,
-    ("TokenEvent", "finish"): FinishReason,
 }
 
 
@@ -183,7 +183,7 @@ def _to_wire(value: Any) -> Any:
         for field in fields(value):
             item = getattr(value, field.name)
             if item != field.default:
-                wire[field.name] = _to_wire(item)
+                wire[field.name] = [_bare(event) for event in item] if field.name == "events" else _to_wire(item)
         return wire
     if isinstance(value, tuple):
         if value and type(value[0]) is int:
@@ -192,11 +192,28 @@ def _to_wire(value: Any) -> Any:
     return value
 
 
+def _bare(event: TokenEvent) -> list[Any]:
+    if event.finish is None and event.logprob is None:
+        return [event.sequence, event.token]
+    return [event.sequence, event.token, event.finish, event.logprob, event.top_logprobs]
+
+
+def _event(bare: list[Any]) -> TokenEvent:
+    if len(bare) == 2:
+        return TokenEvent(bare[0], bare[1])
+    sequence, token, finish, logprob, top = bare
+    reason = None if finish is None else FinishReason(finish)
+    return TokenEvent(sequence, token, reason, logprob, tuple((int(i), float(p)) for i, p in top))
+
+
 def _from_wire(value: Any) -> Any:
     if isinstance(value, dict):
         name = value.pop("")
         cls = _NESTED[name]
+        events = value.pop("events", None)
         made = {key: _from_wire(item) for key, item in value.items()}
+        if events is not None:
+            made["events"] = tuple(_event(bare) for bare in events)
         for (owner, key), enum in _ENUMS.items():
             if owner == name and made.get(key) is not None:
                 made[key] = enum(made[key])

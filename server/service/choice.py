@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable
 
 from server.core import FinishReason, TokenEvent
 from server.engine.client import SequenceStream
 from server.engine.messages import Started
+from server.errors import WaybillError
 from server.service.detokenizer import Detokenizer
 from server.service.exchange import Delta, TokenLogprob
+
+logger = logging.getLogger(__name__)
 
 
 class Choice:
@@ -54,13 +58,22 @@ class Choice:
         """When the engine began with it, None before."""
         return self._stream.started
 
-    async def read(self, wake: Callable[[], None]) -> None:
-        """Consume the stream to the end, calling `wake` after each token. Raises what the stream raises."""
-        async for event in self._stream:
-            self._absorb(event)
-            wake()
+    def read(self, wake: Callable[[], None], ended: Callable[[WaybillError | None], None]) -> None:
+        """From now on take in what the stream brings, calling `wake` after each token, and `ended` once at its end."""
+
+        def take(event: TokenEvent) -> None:
             if self.finish is not None:
                 return
+            try:
+                self._absorb(event)
+            except Exception as error:
+                # Only the type: a message may quote the text.
+                logger.error("reading a sequence failed: %s", type(error).__name__)
+                ended(WaybillError("internal error"))
+            else:
+                wake()
+
+        self._stream.listen(take, ended)
 
     def end(self, reason: FinishReason) -> None:
         """Finish now with what there is, unless it has finished; the sequence is aborted."""

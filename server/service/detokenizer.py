@@ -24,6 +24,10 @@ class Decoder(Protocol):
         """Return the text of ids, special tokens left out."""
         ...
 
+    def decode_one(self, token: int) -> str:
+        """Return what `decode` returns for one id."""
+        ...
+
 
 class Detokenizer:
     """The text of one sequence, in pieces that can be shown at once.
@@ -97,7 +101,10 @@ class Detokenizer:
 
     def _after(self, context: list[int], tokens: list[int]) -> str:
         """Return what `tokens` add to the text of `context`."""
-        before, both = self._tokenizer.decode(context), self._tokenizer.decode([*context, *tokens])
+        if not context:
+            return self._tokenizer.decode(tokens)
+        before = self._tokenizer.decode_one(context[0]) if len(context) == 1 else self._tokenizer.decode(context)
+        both = self._tokenizer.decode([*context, *tokens])
         return both[len(before) :] if both.startswith(before) else self._tokenizer.decode(tokens)
 
     def _settle(self, tokens: list[int]) -> None:

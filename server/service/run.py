@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import time
 from collections.abc import Callable, Sequence
 
@@ -11,8 +10,6 @@ from server.core import FinishReason
 from server.errors import DeadlineReached, WaybillError
 from server.service.choice import Choice
 from server.service.exchange import AdapterUsed, Delta, Timings, Usage
-
-logger = logging.getLogger(__name__)
 
 
 class Run:
@@ -48,8 +45,10 @@ class Run:
         self._expired = False
         self._closed = False
         self._changed = asyncio.Event()
-        self._readers = [asyncio.create_task(self._read(choice)) for choice in choices]
+        self._settled = asyncio.Event()
         self._timer: asyncio.TimerHandle | None = None
+        for choice in choices:
+            choice.read(self._wake, lambda error, choice=choice: self._ended_one(choice, error))
         if deadline is not None:
             delay = max(0.0, deadline - time.monotonic())
             self._timer = asyncio.get_running_loop().call_later(delay, self._expire)
@@ -90,7 +89,8 @@ class Run:
     async def finished(self) -> None:
         """Return when every choice is finished. Raises DeadlineReached where time ran out on any."""
         while not self._done:
-            await self._change()
+            self._settled.clear()
+            await self._settled.wait()
         self._check()
         if self._expired:
             raise DeadlineReached("timeout_s passed before the answer was complete")
@@ -124,8 +124,6 @@ class Run:
             self._timer.cancel()
         for choice in self.choices:
             choice.abort()
-        for reader in self._readers:
-            reader.cancel()
         self._on_close(self)
 
     @property
@@ -140,16 +138,11 @@ class Run:
         self._changed.clear()
         await self._changed.wait()
 
-    async def _read(self, choice: Choice) -> None:
-        try:
-            await choice.read(self._wake)
-        except WaybillError as error:
+    def _ended_one(self, choice: Choice, error: WaybillError | None) -> None:
+        """A choice's stream is at its end."""
+        if error is not None and choice.finish is None:
             self.fail(error)
-        except Exception as error:
-            # Only the type: a message may quote the text.
-            logger.error("reading a sequence failed: %s", type(error).__name__)
-            self.fail(WaybillError("internal error"))
-        else:
+        elif not self._closed and self._error is None:
             choice.end(FinishReason.ABORT)
             self._settle()
 
@@ -169,3 +162,4 @@ class Run:
         if self._done and self._ended is None:
             self._ended = time.monotonic()
         self._changed.set()
+        self._settled.set()

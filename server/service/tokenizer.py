@@ -59,6 +59,7 @@ class Tokenizer:
         self._twins = _add_twins(self._literal, [token for token in added.values() if token.special])
         self._originals = {self._literal.token_to_id(t): self._special_ids[s] for s, t in self._twins.items()}
         # A tokenizer's own "unknown" is special too, but ordinary text may come to it.
+        self._ones: dict[int, str] = {}  # at most one for each id of the vocabulary
         self._never_text = self.special_ids - {self._special_ids.get(self.names.get("unk_token", ""))}
 
     def encode(self, text: str) -> tuple[int, ...]:
@@ -105,6 +106,13 @@ class Tokenizer:
     def decode(self, ids: Sequence[int]) -> str:
         """Return the text of ids, special tokens left out."""
         text: str = self._usual.decode(list(ids), skip_special_tokens=True)
+        return text
+
+    def decode_one(self, token: int) -> str:
+        """Return what `decode` returns for one id; asked again, it is remembered."""
+        text = self._ones.get(token)
+        if text is None:
+            text = self._ones[token] = self.decode((token,))
         return text
 
     def token_text(self, token: int) -> str:

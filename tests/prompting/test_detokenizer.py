@@ -22,6 +22,9 @@ class Bytes:
     def __init__(self) -> None:
         self.longest = 0
 
+    def decode_one(self, token: int) -> str:
+        return self.decode([token])
+
     def decode(self, ids: list[int]) -> str:
         self.longest = max(self.longest, len(ids))
         return bytes(token for token in ids if token < 256).decode("utf-8", "replace")
