@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import signal
+import sys
 import tempfile
 import time
 from contextlib import ExitStack
@@ -63,6 +65,7 @@ def main(
     chosen = workload or list(WORKLOADS)
     if unknown := sorted(set(chosen) - set(WORKLOADS)):
         raise typer.BadParameter(f"no workload {', '.join(unknown)}; there are {', '.join(WORKLOADS)}")
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that no server is left behind
     options = Options(repeats, quick, attention)
     result = Result(
         date=datetime.now(UTC).isoformat(timespec="seconds"),

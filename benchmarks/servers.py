@@ -23,7 +23,7 @@ from benchmarks.client.job import Job, Outcome, decode_outcome, encode
 HOST = "127.0.0.1"
 ROOT = Path(__file__).parents[1]
 START_SECONDS = 300
-TURN_SECONDS = 900
+TURN_SECONDS = 240
 
 
 class ServerError(Exception):
@@ -73,15 +73,19 @@ class Server:
         bodies = folder / "bodies.jsonl"
         bodies.write_bytes(b"\n".join(self.body(ask) for ask in [*warm, *asks]))
         job = Job(HOST, self.port, self.path, str(bodies), clients, times, len(warm))
-        done = subprocess.run(
-            [sys.executable, "-m", "benchmarks.client"],
-            input=encode(job),
-            capture_output=True,
-            text=True,
-            timeout=TURN_SECONDS,
-            cwd=ROOT,
-        )
-        bodies.unlink()
+        try:
+            done = subprocess.run(
+                [sys.executable, "-m", "benchmarks.client"],
+                input=encode(job),
+                capture_output=True,
+                text=True,
+                timeout=TURN_SECONDS,
+                cwd=ROOT,
+            )
+        except subprocess.TimeoutExpired:
+            raise ServerError(f"{self.label} did not answer within {TURN_SECONDS} s:\n{_tail(self.log)}") from None
+        finally:
+            bodies.unlink()
         if done.returncode != 0:
             raise ServerError(f"the client of {self.label} failed:\n{done.stderr[-2000:]}")
         return decode_outcome(done.stdout)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 
 from server.core import FinishReason
 from server.errors import DeadlineReached, WaybillError
@@ -48,7 +49,7 @@ class Run:
         self._settled = asyncio.Event()
         self._timer: asyncio.TimerHandle | None = None
         for choice in choices:
-            choice.read(self._wake, lambda error, choice=choice: self._ended_one(choice, error))
+            choice.read(self._wake, partial(self._ended_one, choice))
         if deadline is not None:
             delay = max(0.0, deadline - time.monotonic())
             self._timer = asyncio.get_running_loop().call_later(delay, self._expire)

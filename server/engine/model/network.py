@@ -9,7 +9,7 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -191,9 +191,9 @@ def _layer_struct(layer: Any, dtype: torch.dtype, window: int | None) -> tuple[l
         "gate": _weight(mlp.gate_proj, dtype),
         "up": _weight(mlp.up_proj, dtype),
         "down": _weight(mlp.down_proj, dtype),
-        "q_bias": _float(attention.q_proj.bias),
-        "k_bias": _float(attention.k_proj.bias),
-        "v_bias": _float(attention.v_proj.bias),
+        "q_bias": _bias(attention.q_proj),
+        "k_bias": _bias(attention.k_proj),
+        "v_bias": _bias(attention.v_proj),
         "input_norm": _float(layer.input_layernorm.weight),
         "post_norm": _float(layer.post_attention_layernorm.weight),
         "q_norm": _norm(attention, "q_norm"),
@@ -210,8 +210,13 @@ def _weight(linear: nn.Module, dtype: torch.dtype) -> Tensor:
     return weight.detach().to(dtype).contiguous()
 
 
-def _float(tensor: Tensor | None) -> Tensor | None:
-    return None if tensor is None else tensor.detach().float().contiguous()
+def _float(tensor: Tensor) -> Tensor:
+    return tensor.detach().float().contiguous()
+
+
+def _bias(linear: nn.Module) -> Tensor | None:
+    bias = cast("Tensor | None", linear.bias)
+    return None if bias is None else _float(bias)
 
 
 def _norm(attention: nn.Module, name: str) -> Tensor | None:
