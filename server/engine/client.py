@@ -118,13 +118,16 @@ class _Stream:
         self._end: Callable[[WaybillError | None], None] | None = None
 
     def push(self, event: TokenEvent) -> None:
+        ends = event.finish is not None and not self._ended
+        self._ended = self._ended or ends  # first, so that a reader who aborts on the last event aborts nothing
         if self._take is None:
             self._events.append(event)
-            self._arrived.set()
         else:
             self._take(event)
-        if event.finish is not None:
-            self._finish()
+        if ends:
+            self._tell_end()
+        else:
+            self._arrived.set()
 
     def fail(self, error: WaybillError) -> None:
         self._error = error
@@ -143,9 +146,11 @@ class _Stream:
             end(self._error)
 
     def _finish(self) -> None:
-        if self._ended:
-            return
-        self._ended = True
+        if not self._ended:
+            self._ended = True
+            self._tell_end()
+
+    def _tell_end(self) -> None:
         self._arrived.set()
         if self._end is not None:
             self._end(self._error)
@@ -321,9 +326,9 @@ class ProcessEngine:
                 stream.started = started
         for event in report.events:
             if (stream := self._streams.get(event.sequence)) is not None:
-                stream.push(event)
                 if event.finish is not None:
                     del self._streams[event.sequence]
+                stream.push(event)
         for failure in report.failures:
             if (stream := self._streams.pop(failure.sequence, None)) is not None:
                 stream.fail(error_of(failure.code, failure.message))

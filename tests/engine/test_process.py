@@ -18,10 +18,10 @@ import pytest_asyncio
 import torch
 from safetensors.torch import save_file
 
-from server.core import AdapterKind, BaseModel, EngineConfig, SamplingParams
+from server.core import AdapterKind, BaseModel, EngineConfig, SamplingParams, TokenEvent
 from server.engine.client import ProcessEngine, SequenceStream
 from server.engine.messages import StepReport
-from server.errors import AdapterRejected, EngineRestarting
+from server.errors import AdapterRejected, EngineRestarting, WaybillError
 from tests.parity.oracle import SavedAdapter, ask_peft, ask_plain, save_adapter
 from tests.tiny_models import VOCAB_SIZE, tiny_model
 
@@ -109,6 +109,23 @@ async def test_an_abort_frees_the_memory_within_a_second(engine: ProcessEngine) 
     while reports[-1].stats is None or reports[-1].stats.running:
         assert time.monotonic() < deadline
         await asyncio.sleep(0.01)
+
+
+async def test_a_reader_may_let_go_on_the_last_event(engine: ProcessEngine) -> None:
+    """As the service does: it aborts whatever is finished, and the next request is answered all the same."""
+    for _ in range(2):
+        stream = engine.submit((1, 2, 3), SamplingParams(max_tokens=2, temperature=0.0, ignore_eos=True))
+        tokens: list[int] = []
+        ended: asyncio.Future[WaybillError | None] = asyncio.get_running_loop().create_future()
+
+        def take(event: TokenEvent, stream: SequenceStream = stream, tokens: list[int] = tokens) -> None:
+            tokens.append(event.token)
+            if event.finish is not None:
+                stream.abort()
+
+        stream.listen(take, ended.set_result)
+        assert await asyncio.wait_for(ended, 10) is None
+        assert len(tokens) == 2
 
 
 async def test_a_bad_adapter_fails_its_own_request(engine: ProcessEngine, adapter: SavedAdapter) -> None:
