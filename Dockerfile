@@ -11,6 +11,10 @@ FROM ${PYTHON_IMAGE} AS build
 ARG TORCH_INDEX=
 ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1 PATH=/app/venv/bin:$PATH
 WORKDIR /src
+# The kernels' compiler; the final stage has none.
+RUN apt-get update -qq \
+    && DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends g++ >/dev/null \
+    && rm -rf /var/lib/apt/lists/*
 RUN python3 -m venv /app/venv
 # Dependencies first, so that a change of the source alone does not install them again.
 COPY pyproject.toml constraints.txt ./
@@ -20,8 +24,10 @@ RUN python -c "import tomllib; print(*tomllib.load(open('pyproject.toml', 'rb'))
     && pip install --quiet --constraint constraints.txt --requirement requirements.txt
 COPY LICENSE NOTICE README.md ./
 COPY server server
+# Kernels for every processor of this kind, not only for the one that builds; from /app, so that they go into the venv.
 RUN pip install --quiet --no-deps . \
-    && cd /app && waybill model fetch
+    && cd /app && python -m server.engine.native \
+    && waybill model fetch
 
 FROM ${PYTHON_IMAGE}
 LABEL org.opencontainers.image.title="Waybill" \

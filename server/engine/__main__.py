@@ -13,6 +13,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
+from server import logs
 from server.engine.loading import Refusal, build_engine
 from server.engine.loop import Engine
 from server.engine.messages import HEADER, Configure, FromEngine, Message, Refused, decode, encode
@@ -20,6 +21,7 @@ from server.engine.messages import HEADER, Configure, FromEngine, Message, Refus
 
 def main() -> int:
     """Serve until the other end of the stream closes. Returns the exit status."""
+    logs.configure()
     stream = socket.socket(fileno=int(sys.argv[1]))
     first = _receive(stream)
     if not isinstance(first, Configure):

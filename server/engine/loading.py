@@ -113,14 +113,17 @@ def assemble(model: LoadedModel, base: BaseModel, sizes: Sizes, attention: str, 
 
 
 def _attention(config: EngineConfig) -> str:
-    """Return the backend's name; "auto" is the compiled one where there can be one."""
-    if config.attention != "auto":
+    """Return the backend's name; "auto" is the compiled one where there can be one. Raises Refusal."""
+    if config.attention not in ("auto", "native"):
         return config.attention
     try:
-        load(config.threads)
+        library = load(threads=1)  # without threads of its own; the backend loads it again with them
     except NativeUnavailable as error:
+        if config.attention == "native":
+            raise Refusal(f"--attention native cannot be had: {error}") from error
         _log.warning("running without compiled kernels, several times slower: %s", error)
         return "cpu"
+    _log.info("compiled kernels for %s from %s", library.isa, library.path)
     return "native"
 
 

@@ -13,12 +13,15 @@ import shutil
 import subprocess
 import tempfile
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 SOURCES = Path(__file__).parent / "src"
 SHIPPED = Path(__file__).parent / "built"
 """Libraries built with the package, as in a container image; looked at before the user's cache."""
+
+COMPILERS = ("c++", "g++", "clang++")
+"""Commands that may be a C++ compiler, in the order in which they are tried."""
 
 _COMMON = (
     "-std=c++20",
@@ -77,44 +80,60 @@ def usable_variants() -> tuple[Variant, ...]:
     return tuple(variant for variant in variants() if flags.issuperset(variant.needs))
 
 
-def find(variant: Variant) -> Path | None:
-    """Return the variant's library if it is built, from the package or else from the user's cache."""
-    for folder in (SHIPPED, cache_folder()):
-        path = folder / _file_name(variant)
-        if path.is_file():
-            return path
-    return None
-
-
-def build(variant: Variant, folder: Path | None = None) -> Path:
-    """Compile the variant's library into `folder`, the user's cache by default. Raises BuildFailed."""
-    compiler = find_compiler()
-    if compiler is None:
-        raise BuildFailed("there is no C++ compiler (c++, g++ or clang++) on this machine")
-    folder = folder or cache_folder()
-    path = folder / _file_name(variant)
+def _user_cache() -> Path | None:
     try:
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=folder) as scratch:
-            target = Path(scratch) / path.name
-            command = [compiler, *_COMMON, *variant.flags, *map(str, sorted(SOURCES.glob("*.cpp"))), "-o", str(target)]
-            done = subprocess.run(command, capture_output=True, text=True, check=False)
-            if done.returncode != 0:
-                raise BuildFailed(f"{compiler} failed for {variant.name}: {done.stderr.strip()[-2000:]}")
-            os.replace(target, path)
-    except OSError as error:
-        raise BuildFailed(f"the kernels cannot be written to {folder}: {error}") from error
-    return path
+        return Path.home() / ".cache" / "waybill" / "native"
+    except RuntimeError:
+        return None
 
 
 def find_compiler() -> str | None:
     """Return the path of a C++ compiler, None where there is none."""
-    return next((path for name in ("c++", "g++", "clang++") if (path := shutil.which(name))), None)
+    return next((path for name in COMPILERS if (path := shutil.which(name))), None)
 
 
-def cache_folder() -> Path:
-    """Return where libraries are kept that were built when they were needed."""
-    return Path.home() / ".cache" / "waybill" / "native"
+@dataclass(frozen=True, slots=True)
+class Workshop:
+    """Where libraries are looked for and kept, and what compiles them."""
+
+    shipped: Path = SHIPPED
+    cache: Path | None = field(default_factory=_user_cache)  # None for a user without a home
+    compiler: str | None = field(default_factory=find_compiler)
+
+    def find(self, variant: Variant) -> Path | None:
+        """Return the variant's library if it is built, from the package or else from the user's cache."""
+        for folder in (self.shipped, self.cache):
+            if folder is not None and (path := folder / _file_name(variant)).is_file():
+                return path
+        return None
+
+    def build(self, variant: Variant, folder: Path | None = None) -> Path:
+        """Compile the variant's library into `folder`, the user's cache by default. Raises BuildFailed.
+
+        Others may build the same at the same time: a library appears whole or not at all.
+        """
+        folder = folder or self.cache
+        if self.compiler is None:
+            raise BuildFailed(f"there is no C++ compiler ({', '.join(COMPILERS)}) on this machine")
+        if folder is None:
+            raise BuildFailed("this user has no home folder to keep compiled kernels in")
+        path = folder / _file_name(variant)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryDirectory(dir=folder) as scratch:
+                target = Path(scratch) / path.name
+                _compile(self.compiler, variant, target)
+                os.replace(target, path)
+        except OSError as error:
+            raise BuildFailed(f"compiled kernels cannot be kept in {folder}: {error}") from error
+        return path
+
+
+def _compile(compiler: str, variant: Variant, target: Path) -> None:
+    command = [compiler, *_COMMON, *variant.flags, *map(str, sorted(SOURCES.glob("*.cpp"))), "-o", str(target)]
+    done = subprocess.run(command, capture_output=True, text=True, errors="replace", check=False)
+    if done.returncode != 0:
+        raise BuildFailed(f"{compiler} failed for {variant.name}: {done.stderr.strip()[-2000:]}")
 
 
 def _file_name(variant: Variant) -> str:

@@ -7,7 +7,7 @@ import logging
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from server.engine.native.build import BuildFailed, Variant, build, find, usable_variants
+from server.engine.native.build import BuildFailed, Variant, Workshop, usable_variants
 
 _log = logging.getLogger(__name__)
 
@@ -27,8 +27,10 @@ class NativeLibrary:
     threads: int
 
 
-def load(threads: int, isa: str | None = None) -> NativeLibrary:
+def load(threads: int, isa: str | None = None, workshop: Workshop | None = None) -> NativeLibrary:
     """Return the fastest kernels that this processor can run, or those of `isa`, with a pool of `threads` threads.
+
+    They come from `workshop`, by default the package's own folder, the user's cache and this machine's compiler.
 
     The pool lives as long as the process. Raises NativeUnavailable.
     """
@@ -37,20 +39,21 @@ def load(threads: int, isa: str | None = None) -> NativeLibrary:
         raise NativeUnavailable(
             f"this processor lacks the instruction set {isa}" if isa else "no kernels fit this processor"
         )
+    workshop = workshop or Workshop()
     reasons: list[str] = []
     for variant in usable:
         try:
-            return _open(variant, threads)
+            return _open(variant, threads, workshop)
         except (BuildFailed, OSError) as error:
             reasons.append(f"{variant.name}: {error}")
     raise NativeUnavailable("; ".join(dict.fromkeys(reasons)))
 
 
-def _open(variant: Variant, threads: int) -> NativeLibrary:
-    path = find(variant)
+def _open(variant: Variant, threads: int, workshop: Workshop) -> NativeLibrary:
+    path = workshop.find(variant)
     if path is None:
         _log.info("compiling the CPU kernels for %s; this happens once", variant.name)
-        path = build(variant)
+        path = workshop.build(variant)
     lib = ctypes.CDLL(str(path))
     lib.waybill_pool_create.restype = ctypes.c_void_p
     lib.waybill_pool_create.argtypes = [ctypes.c_int]
