@@ -11,6 +11,7 @@
 #include <cstring>
 #include <memory>
 #include <new>
+#include <type_traits>
 #include <vector>
 
 #include "simd.h"
@@ -163,8 +164,9 @@ inline void multiply_pair(const T* a, int lda, int rows, const T* w, size_t pane
   }
 }
 
-template <class T>
-inline void multiply_block(const T* a, int lda, int rows, const T* w, size_t panel_step, int panels, int depth, float* out) {
+// `between` is called a few times for every block: work that fits into the gaps of this one. Without tiles there are none.
+template <class T, class Between>
+inline void multiply_block(const T* a, int lda, int rows, const T* w, size_t panel_step, int panels, int depth, float* out, Between&&) {
   for (int p = 0; p < panels; p += 2)
     for (int r = 0; r < rows; r += kRegisterRows)
       multiply_pair<T>(a + static_cast<size_t>(r) * lda, lda, std::min(kRegisterRows, rows - r), w + p * panel_step,
@@ -173,7 +175,8 @@ inline void multiply_block(const T* a, int lda, int rows, const T* w, size_t pan
 
 #if defined(__AMX_BF16__)
 // Up to 32 rows with two panels.
-inline void tiles_2x2(const bf16* a, int lda, int upper, const bf16* w, size_t panel_step, int depth, float* out) {
+template <class Between>
+inline void tiles_2x2(const bf16* a, int lda, int upper, const bf16* w, size_t panel_step, int depth, float* out, Between&& between) {
   const bf16 *below = a + static_cast<size_t>(upper) * lda, *right = w + panel_step;
   const int stride = lda * 2;
   _tile_zero(0); _tile_zero(1); _tile_zero(2); _tile_zero(3);
@@ -186,6 +189,7 @@ inline void tiles_2x2(const bf16* a, int lda, int upper, const bf16* w, size_t p
     _tile_loadd(5, below + k, stride);
     _tile_dpbf16ps(2, 5, 6);
     _tile_dpbf16ps(3, 5, 7);
+    between();
   }
   float* lower_out = out + upper * kColumns;
   _tile_stored(0, out, kColumns * 4);
@@ -195,7 +199,8 @@ inline void tiles_2x2(const bf16* a, int lda, int upper, const bf16* w, size_t p
 }
 
 // Up to 16 rows with four panels.
-inline void tiles_1x4(const bf16* a, int lda, const bf16* w, size_t panel_step, int depth, float* out) {
+template <class Between>
+inline void tiles_1x4(const bf16* a, int lda, const bf16* w, size_t panel_step, int depth, float* out, Between&& between) {
   const bf16 *w1 = w + panel_step, *w2 = w1 + panel_step, *w3 = w2 + panel_step;
   _tile_zero(0); _tile_zero(1); _tile_zero(2); _tile_zero(3);
   for (int k = 0; k < depth; k += 32) {
@@ -209,6 +214,7 @@ inline void tiles_1x4(const bf16* a, int lda, const bf16* w, size_t panel_step, 
     _tile_dpbf16ps(2, 4, 6);
     _tile_loadd(7, w3 + at, 64);
     _tile_dpbf16ps(3, 4, 7);
+    between();
   }
   _tile_stored(0, out, kColumns * 4);
   _tile_stored(1, out + kPanel, kColumns * 4);
@@ -217,7 +223,8 @@ inline void tiles_1x4(const bf16* a, int lda, const bf16* w, size_t panel_step, 
 }
 
 // Up to 16 rows with two panels.
-inline void tiles_1x2(const bf16* a, int lda, const bf16* w, size_t panel_step, int depth, float* out) {
+template <class Between>
+inline void tiles_1x2(const bf16* a, int lda, const bf16* w, size_t panel_step, int depth, float* out, Between&& between) {
   const bf16* right = w + panel_step;
   _tile_zero(0); _tile_zero(1);
   for (int k = 0; k < depth; k += 32) {
@@ -227,45 +234,65 @@ inline void tiles_1x2(const bf16* a, int lda, const bf16* w, size_t panel_step, 
     _tile_dpbf16ps(0, 4, 6);
     _tile_loadd(7, right + at, 64);
     _tile_dpbf16ps(1, 4, 7);
+    between();
   }
   _tile_stored(0, out, kColumns * 4);
   _tile_stored(1, out + kPanel, kColumns * 4);
 }
 
-inline void multiply_block(const bf16* a, int lda, int rows, const bf16* w, size_t panel_step, int panels, int depth, float* out) {
+template <class Between>
+inline void multiply_block(const bf16* a, int lda, int rows, const bf16* w, size_t panel_step, int panels, int depth, float* out, Between&& between) {
   if (rows > 16) {
-    for (int p = 0; p < panels; p += 2) tiles_2x2(a, lda, 16, w + p * panel_step, panel_step, depth, out + p * kPanel);
+    for (int p = 0; p < panels; p += 2) tiles_2x2(a, lda, 16, w + p * panel_step, panel_step, depth, out + p * kPanel, between);
   } else if (panels == 4) {
-    tiles_1x4(a, lda, w, panel_step, depth, out);
+    tiles_1x4(a, lda, w, panel_step, depth, out, between);
   } else {
-    tiles_1x2(a, lda, w, panel_step, depth, out);
+    tiles_1x2(a, lda, w, panel_step, depth, out, between);
   }
 }
 #endif
+
+// Rows of a finished block that still go to `finish`: while tiles multiply the next block, the vector units are idle.
+template <class Finish>
+struct Pending {
+  Finish* finish;
+  float* values = nullptr;
+  int rows = 0, row = 0, column = 0, columns = 0;
+
+  void operator()() {
+    if (rows == 0) return;
+    (*finish)(row, column, columns, values);
+    rows--, row++, values += kColumns;
+  }
+};
 
 // Multiplies `rows` rows of `a` (row stride `lda`, `depth()` elements readable, zero beyond k) with the panels of one work
 // item, and calls finish(row, first column, columns, values) for every row of every block; `values` may be changed.
 template <class T, class Finish>
 void run_linear(const Linear<T>& weight, const T* a, int lda, int rows, int item, Finish&& finish) {
-  alignas(64) float block[kRowBlock * kColumns];
+  alignas(64) float blocks[2][kRowBlock * kColumns];
   const size_t panel_step = static_cast<size_t>(weight.depth()) * kPanel;
   const int end = weight.end_panel(item);
+  Pending<std::remove_reference_t<Finish>> pending{&finish};
+  int turn = 0;
   for (int r = 0; r < rows; r += kRowBlock) {
     const int height = std::min(kRowBlock, rows - r);
 #if defined(__AMX_BF16__)
     if constexpr (sizeof(T) == 2) configure_tiles(std::min(16, height), height > 16 ? height - 16 : height);
 #endif
-    for (int p = weight.first_panel(item); p < end; p += kColumns / kPanel) {
+    for (int p = weight.first_panel(item); p < end; p += kColumns / kPanel, turn = 1 - turn) {
       const int panels = std::min(kColumns / kPanel, end - p);
-      multiply_block(a + static_cast<size_t>(r) * lda, lda, height, weight.panel(p), panel_step, panels, weight.depth(), block);
-      const int column = p * kPanel, width = std::min(panels * kPanel, weight.rows() - column);
-      if (width <= 0) continue;
-      for (int i = 0; i < height; i++) finish(r + i, column, width, block + i * kColumns);
+      multiply_block(a + static_cast<size_t>(r) * lda, lda, height, weight.panel(p), panel_step, panels, weight.depth(),
+                     blocks[turn], pending);
+      while (pending.rows > 0) pending();
+      const int column = p * kPanel, columns = std::min(panels * kPanel, weight.rows() - column);
+      if (columns > 0) pending = {&finish, blocks[turn], height, r, column, columns};
     }
 #if defined(__AMX_BF16__)
     if constexpr (sizeof(T) == 2) release_tiles();
 #endif
   }
+  while (pending.rows > 0) pending();
 }
 
 }  // namespace waybill
