@@ -28,10 +28,12 @@ def compiler(tmp_path: Path) -> str:
     """A compiler called in the same way, whose libraries can be loaded and compute nothing: ready at once."""
     source, script = tmp_path / "empty.cpp", tmp_path / "compiler"
     source.write_text(
-        'extern "C" int waybill_prepare() { return 0; }\nextern "C" void* waybill_pool_create(int) { return nullptr; }\n'
+        'extern "C" int waybill_prepare() { return 0; }\n'
+        'extern "C" void* waybill_pool_create(int) { return nullptr; }\n'
     )
     script.write_text(
-        f'#!/bin/sh\nfor target; do :; done\nexec {find_compiler()} -shared -fPIC -o "$target" {shlex.quote(str(source))}\n'
+        "#!/bin/sh\nfor target; do :; done\n"
+        f'exec {find_compiler()} -shared -fPIC -o "$target" {shlex.quote(str(source))}\n'
     )
     script.chmod(0o755)
     return str(script)
