@@ -23,7 +23,7 @@ from benchmarks.peers import PeerError
 from benchmarks.report import show
 from benchmarks.results import Findings, Result, write_result
 from benchmarks.servers import ROOT, ServerError
-from benchmarks.workloads import adapters, cold, libraries, long, mix, open_loop, plain, quiet, zipf
+from benchmarks.workloads import adapters, cold, libraries, long, mix, open_loop, overhead, plain, quiet, zipf
 
 WORKLOADS = {
     "plain": plain.run,
@@ -35,6 +35,7 @@ WORKLOADS = {
     "peft": libraries.run_peft,
     "zipf": zipf.run,
     "cold": cold.run,
+    "overhead": overhead.run,
     "memory": quiet.run_memory,
     "idle": quiet.run_idle,
 }

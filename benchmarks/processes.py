@@ -30,10 +30,10 @@ def resume(pid: int) -> None:
     _signal(pid, signal.SIGCONT)
 
 
-def cpu_seconds(pid: int) -> float:
-    """Processor time that the family has used so far, in user and system mode."""
+def cpu_seconds(pid: int, *, with_children: bool = True) -> float:
+    """Processor time that the family, or the process alone, has used so far, in user and system mode."""
     total = 0
-    for member in family(pid):
+    for member in family(pid) if with_children else [pid]:
         with contextlib.suppress(OSError):
             fields = Path(f"/proc/{member}/stat").read_text().rpartition(")")[2].split()
             total += int(fields[11]) + int(fields[12])

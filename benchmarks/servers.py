@@ -108,9 +108,18 @@ def start_waybill(model: Path, store: Path, folder: Path, *flags: str, label: st
     port = free_port()
     command = [sys.executable, "-m", "server", "serve", "--port", str(port), "--store", str(store)]
     command += ["--model", str(model), "--dtype", "bfloat16", *flags]
-    environment = {key: value for key, value in os.environ.items() if not key.startswith("WAYBILL_")}
-    process, log = _spawn(command, environment, folder, label, port)
+    process, log = _spawn(command, _without_settings(), folder, label, port)
     server = Server(label, process, port, "/v1/generate", waybill_body, log)
+    _wait(server, "/health/ready")
+    return server
+
+
+def start_null(model: Path, store: Path, folder: Path, body: Callable[[Ask], bytes], label: str = "null") -> Server:
+    """Start our API process with an engine that computes nothing."""
+    port = free_port()
+    command = [sys.executable, "-m", "benchmarks.null", "--port", str(port), "--store", str(store)]
+    process, log = _spawn([*command, "--model", str(model)], _without_settings(), folder, label, port)
+    server = Server(label, process, port, "/v1/generate", body, log)
     _wait(server, "/health/ready")
     return server
 
@@ -157,6 +166,10 @@ def metric(server: Server, name: str) -> float:
 
 def vocab_size(model: Path) -> int:
     return int(json.loads((model / "config.json").read_text())["vocab_size"])
+
+
+def _without_settings() -> dict[str, str]:
+    return {key: value for key, value in os.environ.items() if not key.startswith("WAYBILL_")}
 
 
 def _spawn(
