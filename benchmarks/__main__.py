@@ -23,7 +23,19 @@ from benchmarks.peers import PeerError
 from benchmarks.report import show
 from benchmarks.results import Findings, Result, write_result
 from benchmarks.servers import ROOT, ServerError
-from benchmarks.workloads import adapters, cold, libraries, long, mix, open_loop, overhead, plain, quiet, zipf
+from benchmarks.workloads import (
+    adapters,
+    cold,
+    libraries,
+    long,
+    mix,
+    open_loop,
+    overhead,
+    plain,
+    quiet,
+    uncompiled,
+    zipf,
+)
 
 WORKLOADS = {
     "plain": plain.run,
@@ -36,6 +48,7 @@ WORKLOADS = {
     "zipf": zipf.run,
     "cold": cold.run,
     "overhead": overhead.run,
+    "uncompiled": uncompiled.run,
     "memory": quiet.run_memory,
     "idle": quiet.run_idle,
 }

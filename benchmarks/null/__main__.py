@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -22,7 +22,8 @@ def main(
     port: Annotated[int, typer.Option()], model: Annotated[Path, typer.Option()], store: Annotated[Path, typer.Option()]
 ) -> None:
     """Serve on 127.0.0.1 until SIGTERM."""
-    settings = Settings(port=port, model=model, store=store)
+    given: dict[str, Any] = {"port": port, "model": model, "store": store}
+    settings = Settings(**given)
     plan = make_plan(settings, read_base_model(settings.model), read_machine())
     bound = serving.bind(settings.host, settings.port)
     logs.configure()

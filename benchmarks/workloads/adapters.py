@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from benchmarks.adapters import Recipe
 from benchmarks.asks import Ask
-from benchmarks.bench import PROMPT, WARM_TOKENS, Bench
+from benchmarks.bench import PROMPT, WARM_TOKENS, Bench, Side
 from benchmarks.results import Findings
+from benchmarks.servers import Server
 
 AIMS = {32: 1.35, 128: 1.5, 1024: 3.0}
 """The ratio that is aimed at, by the number of virtual tokens."""
 
 REPEATS = {32: 5, 128: 5, 1024: 3}
+ROUNDS = {32: 2, 128: 2, 1024: 1}
 CLIENTS = 32
 ADAPTERS = 16
-ROUNDS = 2
 
 
 def run(bench: Bench) -> Findings:
@@ -21,28 +22,33 @@ def run(bench: Bench) -> Findings:
     ours, vllm = bench.ours(), bench.vllm()
     found = Findings()
     for virtual_tokens, aim in AIMS.items():
-        recipes = [Recipe(f"soft-{virtual_tokens}-{i}", virtual_tokens, i) for i in range(ADAPTERS)]
-        bench.said(f"making {ADAPTERS} soft prompts of {virtual_tokens} virtual tokens")
-        bench.workshop.publish(bench.store, recipes)
-        count = CLIENTS * (1 if bench.options.quick or virtual_tokens > 1000 else ROUNDS)
-
-        def asks(turn: int, count: int = count, recipes: list[Recipe] = recipes) -> list[Ask]:
-            return _asks(bench, recipes, count, turn)
-
-        warm = [
-            Ask(ask.prompt, WARM_TOKENS, ask.adapter, ask.embeddings) for ask in _asks(bench, recipes, ADAPTERS, -1)
-        ]
-        sides = [bench.side(server, asks, CLIENTS, warm=warm) for server in (ours, vllm)]
-        name = f"{virtual_tokens} virtual tokens"
-        found.comparisons.append(bench.compare(name, *sides, repeats=REPEATS[virtual_tokens], target=aim))
+        soft = Soft(bench, virtual_tokens)
+        rounds = 1 if bench.options.quick else ROUNDS[virtual_tokens]
+        sides = [soft.side(server, rounds) for server in (ours, vllm)]
+        found.comparisons.append(bench.compare(soft.name, *sides, repeats=REPEATS[virtual_tokens], target=aim))
     return found
 
 
-def _asks(bench: Bench, recipes: list[Recipe], count: int, turn: int) -> list[Ask]:
-    """Return requests for each adapter in its turn, in both servers' terms."""
-    prompts = bench.prompts(count, PROMPT, recipes[0].name, turn)
-    asked = [(recipes[i % len(recipes)], prompt) for i, prompt in enumerate(prompts)]
-    return [
-        Ask(prompt, adapter=recipe.name, embeddings=bench.workshop.embeddings(recipe, prompt))
-        for recipe, prompt in asked
-    ]
+class Soft:
+    """16 soft prompts of one length, published, and 32 clients that ask for each in its turn."""
+
+    def __init__(self, bench: Bench, virtual_tokens: int) -> None:
+        bench.said(f"making {ADAPTERS} soft prompts of {virtual_tokens} virtual tokens")
+        self.name = f"{virtual_tokens:,} virtual tokens"
+        self._bench = bench
+        self._recipes = [Recipe(f"soft-{virtual_tokens}-{i}", virtual_tokens, i) for i in range(ADAPTERS)]
+        bench.workshop.publish(bench.store, self._recipes)
+
+    def side(self, server: Server, rounds: int) -> Side:
+        """Return one side of a comparison, in which each client asks `rounds` times."""
+        warm = [Ask(ask.prompt, WARM_TOKENS, ask.adapter, ask.embeddings) for ask in self._asks(ADAPTERS, -1)]
+        return self._bench.side(server, lambda turn: self._asks(CLIENTS * rounds, turn), CLIENTS, warm=warm)
+
+    def _asks(self, count: int, turn: int) -> list[Ask]:
+        """Return requests in both servers' terms."""
+        prompts = self._bench.prompts(count, PROMPT, self._recipes[0].name, turn)
+        asked = [(self._recipes[i % ADAPTERS], prompt) for i, prompt in enumerate(prompts)]
+        return [
+            Ask(prompt, adapter=recipe.name, embeddings=self._bench.workshop.embeddings(recipe, prompt))
+            for recipe, prompt in asked
+        ]
