@@ -45,6 +45,7 @@ class FakeStream:
     tokens: tuple[int, ...]
     params: SamplingParams
     adapter: AdapterSource | None
+    salt: str | None = None
     started: Started | None = None
     ended: bool = False
     inbox: asyncio.Queue[TokenEvent | WaybillError | None] = field(default_factory=asyncio.Queue)
@@ -146,11 +147,15 @@ class FakeEngine:
             await asyncio.gather(self._looping, return_exceptions=True)
 
     def submit(
-        self, tokens: tuple[int, ...], params: SamplingParams, adapter: AdapterSource | None = None
+        self,
+        tokens: tuple[int, ...],
+        params: SamplingParams,
+        adapter: AdapterSource | None = None,
+        salt: str | None = None,
     ) -> FakeStream:
         if not self.ready:
             raise EngineRestarting("the engine is being restarted", retry_after=5)
-        stream = FakeStream(len(self.submitted), tokens, params, adapter)
+        stream = FakeStream(len(self.submitted), tokens, params, adapter, salt)
         self.submitted.append(stream)
         self._work.set()
         return stream
@@ -244,5 +249,7 @@ class FakeEngine:
             resident_adapters=len(adapters),
             cold_loads=len(adapters),
             preemptions=0,
+            asked_tokens=0,
+            cached_tokens=0,
             step_ms=1.0,
         )
