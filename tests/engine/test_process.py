@@ -96,6 +96,35 @@ async def test_it_answers_as_the_oracle_does(engine: ProcessEngine, adapter: Sav
     assert streams[1].started.queue_ms >= streams[1].started.load_ms > 0
 
 
+async def test_prompts_that_start_alike_share_where_their_salts_are_the_same(engine: ProcessEngine) -> None:
+    reports: list[StepReport] = []
+    engine.on_report(reports.append)
+    prompt = tuple(1 + i * 7 % 250 for i in range(150))
+    answers = []
+    found = []
+    for salt in ("a", "a", "b", None):
+        answers.append(await tokens_of(engine.submit(prompt, GREEDY, salt=salt)))
+        stats = reports[-1].stats
+        assert stats is not None
+        found.append((stats.asked_tokens, stats.cached_tokens))
+    assert len(set(answers)) == 1
+    assert found == [(150, 0), (300, 128), (450, 128), (450, 128)]
+
+
+async def test_without_a_prompt_cache_nothing_is_shared(folder: Path) -> None:
+    engine = ProcessEngine(replace(config_for(folder), prompt_cache=False))
+    reports: list[StepReport] = []
+    engine.on_report(reports.append)
+    await engine.start()
+    try:
+        for _ in range(2):
+            await tokens_of(engine.submit(tuple(range(1, 151)), GREEDY, salt="a"))
+    finally:
+        await engine.close()
+    assert reports[-1].stats is not None
+    assert reports[-1].stats.cached_tokens == 0
+
+
 async def test_an_abort_frees_the_memory_within_a_second(engine: ProcessEngine) -> None:
     reports: list[StepReport] = []
     engine.on_report(reports.append)
