@@ -242,9 +242,10 @@ class Scheduler:
         """Give every running sequence its next tokens, the oldest first and one at least to each."""
         running = self._running
         for index, sequence in enumerate(running):  # which loses its tail when a sequence is preempted
-            count = min(sequence.left, draft.budget - (len(running) - index - 1))
+            left, room = sequence.left, draft.budget - (len(running) - index - 1)
+            count = left if left < room else room
             if count and self._grow(draft, sequence, count):
-                self._span(draft, sequence, count)
+                self._span(draft, sequence, count, reaches_end=count == left)
 
     def _grow(self, draft: _Draft, sequence: Sequence, count: int) -> bool:
         """Get a block for its next tokens from whoever is younger; False if it had to yield itself.
@@ -356,12 +357,13 @@ class Scheduler:
         sequence.status = Status.RUNNING
         self._cache.admitted(sequence, len(reused))
         insort(self._running, sequence, key=lambda other: other.arrival)
-        self._span(draft, sequence, min(sequence.left, draft.budget))
+        count = min(sequence.left, draft.budget)
+        self._span(draft, sequence, count, reaches_end=count == sequence.left)
         return True
 
-    def _span(self, draft: _Draft, sequence: Sequence, count: int) -> None:
+    def _span(self, draft: _Draft, sequence: Sequence, count: int, *, reaches_end: bool) -> None:
         """Hand out a sequence's next `count` tokens, whose blocks it has."""
-        start, tokens, reaches_end = sequence.computed, sequence.peek(count), count == sequence.left
+        start, tokens = sequence.computed, sequence.peek(count)
         samples = reaches_end and sequence.params.max_tokens > 0
         rows = sequence.advance(count)
         sequence.pending += samples

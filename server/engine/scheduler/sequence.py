@@ -82,10 +82,11 @@ class Sequence:
     @property
     def left(self) -> int:
         """Tokens to compute before the next draw; 0 once the last token is drawn or being drawn."""
-        drawn = self.length - self.prompt_len
+        length = len(self.tokens) + self.pending
+        drawn = length - self.prompt_len
         if drawn and drawn >= self.params.max_tokens:
             return 0
-        return self.length - self.computed
+        return length - self.computed
 
     def peek(self, count: int) -> tuple[int, ...]:
         """Return the next `count` tokens to compute; PENDING stands for one still being drawn."""
