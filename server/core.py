@@ -141,3 +141,4 @@ class EngineConfig:
     max_seqs: int  # sequences that run in one step
     step_tokens: int  # tokens that one step computes at most
     threads: int
+    prompt_cache: bool = True  # what was computed for a prompt is kept for later ones that start alike

@@ -87,6 +87,8 @@ class Metrics:
         for counter, now, before in (
             (self._cold_loads, stats.cold_loads, last.cold_loads if last else 0),
             (self._preemptions, stats.preemptions, last.preemptions if last else 0),
+            (self._cache_queries, stats.asked_tokens, last.asked_tokens if last else 0),
+            (self._cache_hits, stats.cached_tokens, last.cached_tokens if last else 0),
         ):
             counter.inc(now - before if now >= before else now)
 
@@ -116,6 +118,10 @@ class Metrics:
         self._waiting = self._gauge("vllm:num_requests_waiting", "Sequences that wait.")
         self._kv_usage = self._gauge("vllm:kv_cache_usage_perc", "Share of the KV blocks in use, 0 to 1.")
         self._preemptions = self._counter("vllm:num_preemptions", "Sequences whose KV was taken back.")
+        self._cache_queries = self._counter(
+            "vllm:prefix_cache_queries", "Prompt tokens looked for among those computed before."
+        )
+        self._cache_hits = self._counter("vllm:prefix_cache_hits", "Prompt tokens found there, and not computed again.")
         self._batch_tokens = self._histogram("vllm:iteration_tokens_total", "Tokens of one step.", _TOKENS)
         self._blocks_used = self._gauge("waybill_kv_blocks_used", "KV blocks in use, prefixes included.")
         self._blocks_total = self._gauge("waybill_kv_blocks_total", "KV blocks there are.")

@@ -67,6 +67,9 @@ class Settings(BaseSettings):
     max_virtual_tokens: Count | None = Field(None, description="Virtual tokens of one adapter.")
     max_seqs: Count | None = Field(None, description="Sequences that run in one step.")
     step_tokens: Count | None = Field(None, description="Tokens that one step computes at most.")
+    prompt_cache: Literal["on", "off"] = Field(
+        "on", description="Keep what was computed for a prompt, for the tenant's later ones that start alike."
+    )
     threads: Annotated[int, Field(ge=1, le=1024)] | None = Field(None, description="CPU threads of the engine.")
     queue: int | None = Field(None, ge=0, le=2**20, description="Sequences that may wait behind those that run.")
     max_upload: Size | None = Field(None, description="Bytes of one adapter's upload.")
@@ -135,6 +138,7 @@ def make_plan(settings: Settings, base: BaseModel, machine: Machine) -> Plan:
         max_seqs=max_seqs,
         step_tokens=step_tokens,
         threads=settings.threads or machine.cores,
+        prompt_cache=settings.prompt_cache == "on",
     )
     return Plan(engine, queue, settings.max_upload or _default_max_upload(base, max_virtual_tokens))
 

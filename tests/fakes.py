@@ -45,6 +45,7 @@ class FakeStream:
     tokens: tuple[int, ...]
     params: SamplingParams
     adapter: AdapterSource | None
+    salt: str | None = None
     started: Started | None = None
     ended: bool = False
     inbox: asyncio.Queue[TokenEvent | WaybillError | None] = field(default_factory=asyncio.Queue)
@@ -89,7 +90,8 @@ class FakeEngine:
     """An `EngineClient` without an engine: one step of every open sequence per turn of the event loop.
 
     `step_seconds` slows it down. `pause()` holds its steps until `resume()`. `die()` and `revive()` play a crash.
-    What it was asked stands in `submitted`, `checked` and `forgotten`.
+    What it was asked stands in `submitted`, `checked` and `forgotten`. It counts as found all tokens but the last of a
+    prompt that it was sent before, with the same salt and adapter.
     """
 
     def __init__(
@@ -110,6 +112,9 @@ class FakeEngine:
         self._listeners: list[Callable[[StepReport], None]] = []
         self._looping: asyncio.Task[None] | None = None
         self._work = asyncio.Event()
+        self._known: set[tuple[tuple[int, ...], AdapterSource | None, str]] = set()
+        self._asked_tokens = 0
+        self._cached_tokens = 0
         self.submitted: list[FakeStream] = []
         self.checked: list[AdapterSource] = []
         self.forgotten: list[str] = []
@@ -146,11 +151,19 @@ class FakeEngine:
             await asyncio.gather(self._looping, return_exceptions=True)
 
     def submit(
-        self, tokens: tuple[int, ...], params: SamplingParams, adapter: AdapterSource | None = None
+        self,
+        tokens: tuple[int, ...],
+        params: SamplingParams,
+        adapter: AdapterSource | None = None,
+        salt: str | None = None,
     ) -> FakeStream:
         if not self.ready:
             raise EngineRestarting("the engine is being restarted", retry_after=5)
-        stream = FakeStream(len(self.submitted), tokens, params, adapter)
+        stream = FakeStream(len(self.submitted), tokens, params, adapter, salt)
+        if salt is not None:
+            self._asked_tokens += len(tokens)
+            self._cached_tokens += (len(tokens) - 1) * ((tokens, adapter, salt) in self._known)
+            self._known.add((tokens, adapter, salt))
         self.submitted.append(stream)
         self._work.set()
         return stream
@@ -244,5 +257,7 @@ class FakeEngine:
             resident_adapters=len(adapters),
             cold_loads=len(adapters),
             preemptions=0,
+            asked_tokens=self._asked_tokens,
+            cached_tokens=self._cached_tokens,
             step_ms=1.0,
         )

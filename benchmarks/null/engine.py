@@ -87,6 +87,8 @@ class NullEngine:
             resident_adapters=0,
             cold_loads=0,
             preemptions=0,
+            asked_tokens=0,
+            cached_tokens=0,
             step_ms=STEP_SECONDS * 1000,
         )
 

@@ -85,9 +85,16 @@ class EngineClient(Protocol):
         ...
 
     def submit(
-        self, tokens: tuple[int, ...], params: SamplingParams, adapter: AdapterSource | None = None
+        self,
+        tokens: tuple[int, ...],
+        params: SamplingParams,
+        adapter: AdapterSource | None = None,
+        salt: str | None = None,
     ) -> SequenceStream:
-        """Queue one sequence. Raises EngineRestarting when the engine is down."""
+        """Queue one sequence. Raises EngineRestarting when the engine is down.
+
+        Sequences with the same `salt` may reuse what others have computed for the same start.
+        """
         ...
 
     async def check(self, adapter: AdapterSource) -> None:
@@ -226,13 +233,17 @@ class ProcessEngine:
         await self._reap(seconds=5.0)
 
     def submit(
-        self, tokens: tuple[int, ...], params: SamplingParams, adapter: AdapterSource | None = None
+        self,
+        tokens: tuple[int, ...],
+        params: SamplingParams,
+        adapter: AdapterSource | None = None,
+        salt: str | None = None,
     ) -> SequenceStream:
         if not self.ready:
             raise EngineRestarting("the engine is being restarted", retry_after=5)
         stream = _Stream(next(self._sequences), self._send)
         self._streams[stream.sequence] = stream
-        self._send(Submit(stream.sequence, tokens, params, adapter))
+        self._send(Submit(stream.sequence, tokens, params, adapter, salt))
         return stream
 
     async def check(self, adapter: AdapterSource) -> None:

@@ -46,6 +46,7 @@ class Sizes:
     max_seqs: int
     step_tokens: int
     max_model_len: int
+    prompt_cache: bool = True
 
 
 def build_engine(config: EngineConfig) -> tuple[Engine, Hello]:
@@ -93,6 +94,7 @@ def assemble(model: LoadedModel, base: BaseModel, sizes: Sizes, attention: str, 
         block_size=sizes.block_size,
         prefix_blocks=sizes.prefix_blocks,
         packed=network is not None,
+        prompt_cache=sizes.prompt_cache,
     )
 
     def table_blocks(source: AdapterSource) -> int:
@@ -151,6 +153,7 @@ def _sizes(model: LoadedModel, config: EngineConfig) -> Sizes:
         max_seqs=config.max_seqs,
         step_tokens=config.step_tokens,
         max_model_len=config.max_model_len,
+        prompt_cache=config.prompt_cache,
     )
     needed = -(-config.max_model_len // tokens) + 1
     if sizes.num_blocks < needed:

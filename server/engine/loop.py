@@ -172,7 +172,7 @@ class Engine:
         self._jobs[message.sequence] = job
         try:
             self._scheduler.add(
-                Sequence(message.sequence, list(message.tokens), message.params, message.adapter, rows=rows)
+                Sequence(message.sequence, list(message.tokens), message.params, message.adapter, rows, message.salt)
             )
         except ValueError as error:
             # Whatever of this the service could know it refused; it is the request's fault, and permanent.
@@ -360,6 +360,8 @@ class Engine:
             resident_adapters=book.resident,
             cold_loads=self._cold_loads,
             preemptions=book.preemptions,
+            asked_tokens=book.asked_tokens,
+            cached_tokens=book.cached_tokens,
             step_ms=(self._clock() - began) * 1e3,
         )
 

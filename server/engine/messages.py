@@ -39,12 +39,17 @@ class Configure:
 
 @dataclass(frozen=True, slots=True)
 class Submit:
-    """Run a sequence. `tokens` come after the adapter's prefix; ids from `vocab_size` on name rows of its table."""
+    """Run a sequence. `tokens` come after the adapter's prefix; ids from `vocab_size` on name rows of its table.
+
+    Sequences with the same `salt` may reuse what others have computed for the same start; one without
+    shares nothing.
+    """
 
     sequence: int
     tokens: tuple[int, ...]
     params: SamplingParams
     adapter: AdapterSource | None = None
+    salt: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,6 +128,8 @@ class StepStats:
     resident_adapters: int
     cold_loads: int  # since start
     preemptions: int  # since start
+    asked_tokens: int  # since start: prompt tokens of sequences that may reuse what others computed
+    cached_tokens: int  # since start: of these, tokens that were reused
     step_ms: float
 
 

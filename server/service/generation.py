@@ -72,7 +72,7 @@ class GenerationService:
                     version = await self._adapters.acquire(tenant, command.adapter)
                 rendered = await self._render(version, command)
                 await self._engine.wait_ready(RESTART_WAIT)
-            return self._start(command, version, rendered, arrived, places)
+            return self._start(tenant, command, version, rendered, arrived, places)
         except BaseException as error:
             self._give_back(version, places)
             if isinstance(error, TimeoutError):
@@ -117,6 +117,7 @@ class GenerationService:
 
     def _start(
         self,
+        tenant: Tenant,
         command: GenerateCommand,
         version: Version | None,
         rendered: list[RenderedPrompt],
@@ -132,7 +133,7 @@ class GenerationService:
             for prompt, source, max_tokens in zip(rendered, sources, limits, strict=True):
                 for number in range(command.n):
                     params = _params(command, max_tokens, choice_seed(seed, number))
-                    stream = self._engine.submit(prompt.tokens, params, source)
+                    stream = self._engine.submit(prompt.tokens, params, source, tenant.name)
                     choices.append(self._choice(len(choices), stream, command))
         except BaseException:
             for choice in choices:

@@ -20,7 +20,8 @@ from safetensors.torch import save_file
 
 from server.core import AdapterKind, BaseModel, EngineConfig, SamplingParams, TokenEvent
 from server.engine.client import ProcessEngine, SequenceStream
-from server.engine.messages import StepReport
+from server.engine.loading import build_engine
+from server.engine.messages import StepReport, Submit
 from server.errors import AdapterRejected, EngineRestarting, WaybillError
 from tests.parity.oracle import SavedAdapter, ask_peft, ask_plain, save_adapter
 from tests.tiny_models import VOCAB_SIZE, tiny_model
@@ -94,6 +95,33 @@ async def test_it_answers_as_the_oracle_does(engine: ProcessEngine, adapter: Sav
     assert adapted == ask_peft(lambda: tiny_model("llama"), adapter, PROMPT).tokens
     assert streams[1].started is not None
     assert streams[1].started.queue_ms >= streams[1].started.load_ms > 0
+
+
+async def test_prompts_that_start_alike_share_where_their_salts_are_the_same(engine: ProcessEngine) -> None:
+    reports: list[StepReport] = []
+    engine.on_report(reports.append)
+    prompt = tuple(1 + i * 7 % 250 for i in range(150))
+    answers = []
+    found = []
+    for salt in ("a", "a", "b", None):
+        answers.append(await tokens_of(engine.submit(prompt, GREEDY, salt=salt)))
+        stats = reports[-1].stats
+        assert stats is not None
+        found.append((stats.asked_tokens, stats.cached_tokens))
+    assert len(set(answers)) == 1
+    assert found == [(150, 0), (300, 128), (450, 128), (450, 128)]
+
+
+@pytest.mark.parametrize(("prompt_cache", "cached"), [(True, 128), (False, 0)])
+async def test_without_a_prompt_cache_nothing_is_shared(folder: Path, prompt_cache: bool, cached: int) -> None:
+    engine, _ = build_engine(replace(config_for(folder), prompt_cache=prompt_cache))
+    for number in range(2):
+        engine.handle(Submit(number, tuple(range(1, 151)), GREEDY, salt="a"))
+        while not engine.waits:
+            report = engine.step()[-1]
+    assert isinstance(report, StepReport)
+    assert report.stats is not None
+    assert report.stats.cached_tokens == cached
 
 
 async def test_an_abort_frees_the_memory_within_a_second(engine: ProcessEngine) -> None:

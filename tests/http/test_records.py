@@ -154,6 +154,8 @@ async def test_metrics_count_requests_tokens_and_steps(api: Api) -> None:
     model = {"model_name": "bytes"}
     assert sample(text, "vllm:prompt_tokens_total", **model) == 6
     assert sample(text, "vllm:generation_tokens_total", **model) == 11
+    assert sample(text, "vllm:prefix_cache_queries_total", **model) == 9
+    assert sample(text, "vllm:prefix_cache_hits_total", **model) == 2
     assert sample(text, "waybill_virtual_tokens_total", **model) == 4
     assert sample(text, "vllm:request_success_total", finished_reason="length", **model) == 3
     assert sample(text, "vllm:time_to_first_token_seconds_count", **model) == 2

@@ -86,6 +86,14 @@ def test_defaults_follow_the_machine(model: Path) -> None:
     assert large.kv_memory == 48 * 2**30
 
 
+@pytest.mark.parametrize(("said", "kept"), [("on", True), ("off", False), ("", True)])
+def test_the_prompt_cache_can_be_switched_off(
+    model: Path, monkeypatch: pytest.MonkeyPatch, said: str, kept: bool
+) -> None:
+    monkeypatch.setenv("WAYBILL_PROMPT_CACHE", said)
+    assert make_plan(Settings(), read_base_model(model), PLAIN).engine.prompt_cache is kept
+
+
 def test_a_small_pool_shortens_the_longest_sequence(model: Path) -> None:
     base = read_base_model(model)
     token_bytes = base.kv_columns * 4

@@ -101,6 +101,15 @@ async def test_another_tenants_adapter_is_as_unknown_as_none(keyed: Api) -> None
     assert globex.engine.submitted[-1].adapter is not None
 
 
+async def test_what_was_computed_is_shared_within_a_tenant_only(keyed: Api, model: Path, tmp_path: Path) -> None:
+    publish_public(keyed.store, model, tmp_path / "work", "shared")
+    for tenant in ("acme", "globex", "acme"):
+        await as_tenant(keyed, tenant).generate(adapter="shared", prompt="x", max_tokens=1)
+        await as_tenant(keyed, tenant).generate(prompt="x", max_tokens=1)
+    salts = [stream.salt for stream in keyed.engine.submitted]
+    assert salts == ["acme", "acme", "globex", "globex", "acme", "acme"]
+
+
 async def test_public_adapters_are_for_all_and_own_ones_come_first(keyed: Api, model: Path, tmp_path: Path) -> None:
     publish_public(keyed.store, model, tmp_path / "work", "shared")
     acme, globex = as_tenant(keyed, "acme"), as_tenant(keyed, "globex")

@@ -28,6 +28,7 @@ class Story:
         prefix_blocks: int = 20,
         max_loads: int = 8,
         packed: bool = False,
+        prompt_cache: bool = True,
     ) -> None:
         self.limits = Limits(
             max_seqs,
@@ -38,6 +39,7 @@ class Story:
             min(prefix_blocks, num_blocks),
             max_loads,
             packed,
+            prompt_cache,
         )
         self.scheduler = Scheduler(
             self.limits, eos_token_ids=(EOS,), table_blocks=lambda source: int(source.needs_table)
@@ -47,22 +49,25 @@ class Story:
 
     def add(
         self,
-        prompt: int,
+        prompt: int | list[int],
         max_tokens: int = 4,
         source: AdapterSource | None = None,
         *,
         rows: Collection[int] = (),
+        salt: str | None = None,
         **params: object,
     ) -> Sequence:
-        """Add a sequence with a prompt of so many tokens; ids count from 0."""
+        """Add a sequence with a prompt of these tokens, or of so many; ids count from 0."""
         sequence = Sequence(
             self._number,
-            list(range(1, prompt + 1)),
+            list(range(1, prompt + 1)) if isinstance(prompt, int) else list(prompt),
             SamplingParams(max_tokens=max_tokens, ignore_eos=True, **params),  # type: ignore[arg-type]
             source,
             frozenset(rows),
+            salt,
         )
         self.scheduler.add(sequence)
+        self.engine.added(sequence)
         self._number += 1
         return sequence
 

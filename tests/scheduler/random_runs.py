@@ -27,6 +27,8 @@ class Tally:
     evictions: int = 0
     loads: int = 0
     abandoned_compiles: int = 0
+    reused_tokens: int = 0
+    reused_after_a_preemption: int = 0
     steps_with_many_compiles: int = 0
     steps_with_a_plan_in_flight: int = 0
     longest_wait_to_bound: float = 0.0
@@ -50,6 +52,9 @@ class Traffic:
     load_steps: int  # a file is read in at most so many steps
     pipelined: float  # the chance that a plan is left in flight
     busy_steps: int  # arrivals end here
+    stems: list[list[int]]  # what many prompts begin with
+    alike: float  # the chance of such a prompt, or of one that goes on from an answer
+    salts: tuple[str | None, ...]
 
 
 @dataclass
@@ -58,6 +63,7 @@ class _Wanted:
     prompt: list[int]
     added: int
     deadline: int
+    whole: list[int]  # what it must come to, if nothing ends it early
     drawn: list[int] = field(default_factory=list)
 
 
@@ -77,6 +83,7 @@ def random_limits(rng: random.Random) -> Limits:
         prefix_blocks=rng.randint(0, num_blocks),
         max_loads=rng.choice([rng.randint(1, 3), 8]),
         packed=rng.random() < 0.5,
+        prompt_cache=rng.random() < 0.9,
     )
 
 
@@ -112,6 +119,9 @@ def random_traffic(rng: random.Random, limits: Limits) -> Traffic:
         load_steps=rng.choice([1, rng.randint(1, 8)]),
         pipelined=rng.choice([0, 1, 0.5]),
         busy_steps=rng.choice([5, 15, 30, 60]),
+        stems=[[rng.randrange(VOCAB) for _ in range(limits.max_model_len)] for _ in range(rng.randint(1, 2))],
+        alike=rng.choice([0, 0.5, 0.9]),
+        salts=rng.choice([(None,), ("a",), ("a",), ("a", "b", None)]),
     )
 
 
@@ -127,6 +137,7 @@ class RandomRun:
         self._scheduler = Scheduler(self._limits, eos_token_ids=(EOS,), table_blocks=table_blocks)
         self._engine = SimulatedEngine(self._limits)
         self._open: dict[int, _Wanted] = {}
+        self._said: list[list[int]] = []  # the last answers, with their prompts
         self._in_flight: deque[tuple[StepPlan, dict[int, int]]] = deque()
         self._reading: dict[PrefixKey, int] = {}  # the step by which the file is read
         self._compiling: tuple[PrefixKey, int] | None = None
@@ -163,7 +174,7 @@ class RandomRun:
         rng = self._rng
         source = rng.choice([None, *self._traffic.adapters])
         room = self._limits.max_model_len - (source.prefix_len if source else 0)
-        prompt = [rng.randrange(VOCAB) for _ in range(rng.randint(1, rng.choice([room, min(room, 4)])))]
+        prompt = self._prompt(rng.randint(1, rng.choice([room, min(room, 4)])))
         max_tokens = rng.choice([rng.randint(0, room - len(prompt)), room - len(prompt)])
         params = SamplingParams(
             max_tokens=max_tokens,
@@ -172,11 +183,21 @@ class RandomRun:
             stop_token_ids=rng.choice([(), (rng.randrange(VOCAB),)]),
         )
         rows = frozenset(i for i in range(len(prompt)) if rng.random() < 0.3) if rng.random() < 0.3 else frozenset()
-        sequence = Sequence(self.tally.sequences, list(prompt), params, source, rows)
+        salt = rng.choice(self._traffic.salts)
+        sequence = Sequence(self.tally.sequences, list(prompt), params, source, rows, salt)
         deadline = self.tally.steps + (len(self._open) + 1) * self._bound
         self._scheduler.add(sequence)
-        self._open[sequence.id] = _Wanted(sequence, prompt, self.tally.steps, deadline)
+        self._engine.added(sequence)
+        whole = prompt + answer(prompt, params, source)
+        self._open[sequence.id] = _Wanted(sequence, prompt, self.tally.steps, deadline, whole)
         self.tally.sequences += 1
+
+    def _prompt(self, length: int) -> list[int]:
+        """So many tokens: at random, or beginning as others do, or going on from an answer."""
+        rng = self._rng
+        stem = rng.choice([*self._traffic.stems, *self._said]) if rng.random() < self._traffic.alike else []
+        stem = stem[: rng.choice([length, length, rng.randint(0, length)])]
+        return stem + [rng.randrange(VOCAB) for _ in range(length - len(stem))]
 
     def _answer_loads(self) -> None:
         for key, due in list(self._reading.items()):
@@ -201,6 +222,7 @@ class RandomRun:
         for source in plan.load:
             self._reading[source.key] = self.tally.steps + self._traffic.load_steps
         self._in_flight.append((plan, self._engine.carry_out(plan)))
+        self._require_tokens(plan, before)
         self._require_order(plan, before)
         self._scheduler.check_integrity()
         stats = self._scheduler.stats()
@@ -231,6 +253,17 @@ class RandomRun:
             for want in self._open.values():
                 held_up = len(self._engine.reading) >= self._limits.max_loads
                 assert held_up or want.sequence.key in self._engine.reading, "a step is idle"
+
+    def _require_tokens(self, plan: StepPlan, before: dict[int, int]) -> None:
+        """Every span stands on its own sequence's tokens, whoever computed them; nothing is shared without a salt."""
+        for span in plan.spans:
+            want = self._open[span.sequence]
+            found = self._engine.stood_on[span.sequence][: len(want.whole)]
+            assert found == want.whole[: len(found)], "a block holds another sequence's tokens"
+            if span.start and span.sequence not in before:
+                assert self._limits.prompt_cache
+                assert want.sequence.salt is not None
+                self.tally.reused_after_a_preemption += span.start > len(want.prompt)
 
     def _require_order(self, plan: StepPlan, before: dict[int, int]) -> None:
         """Nobody that could run is passed, and nobody is let in while somebody is sent back."""
@@ -266,6 +299,7 @@ class RandomRun:
         assert self._engine.draws.get(sequence.id, 0) <= sequence.params.max_tokens, "a draw too many"
         waited = (self.tally.steps - want.added) / (want.deadline - want.added)
         self.tally.longest_wait_to_bound = max(self.tally.longest_wait_to_bound, waited)
+        self._said = [*self._said[-2:], sequence.tokens]
         self.tally.finished += 1
 
     def _note_compile(self, plan: StepPlan) -> None:
@@ -287,6 +321,7 @@ class RandomRun:
             self._step()
         self._scheduler.check_integrity()
         self.tally.preemptions = self._scheduler.stats().preemptions
+        self.tally.reused_tokens = self._scheduler.stats().cached_tokens
         for source in self._traffic.adapters:
             self._scheduler.forget(source.key.adapter)
         while self._scheduler.has_work:

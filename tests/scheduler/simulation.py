@@ -7,6 +7,7 @@ from collections.abc import Hashable
 from server.core import AdapterKind, AdapterSource, PrefixKey, SamplingParams
 from server.engine.scheduler.plan import PENDING, Span, StepPlan
 from server.engine.scheduler.scheduler import Limits
+from server.engine.scheduler.sequence import Sequence
 
 VOCAB = 19
 EOS = 0
@@ -45,7 +46,8 @@ class SimulatedEngine:
     """Carries plans out in order and checks that each reads exactly what it should.
 
     A slot holds (whose, position, token), or None once zeroed. Reading a slot that holds anything else, and writing to
-    one that is not empty, fails. Tokens are drawn from what stands in memory, not from what the scheduler says.
+    one that is not empty, fails. Tokens are drawn from what stands in memory, not from what the scheduler says. What
+    sequences with one salt and one adapter wrote is theirs together; all else is one sequence's, or one prefix's.
     """
 
     def __init__(self, limits: Limits) -> None:
@@ -55,9 +57,11 @@ class SimulatedEngine:
         self.filled: dict[PrefixKey, int] = {}  # tokens of each prefix that are in blocks
         self.rows: dict[int, list[int]] = {}
         self.draws: dict[int, int] = {}
+        self.stood_on: dict[int, list[int]] = {}  # what each sequence's last span found in memory, and added
         self._memory: list[list[Hashable]] = [[("garbage",)] * limits.block_size for _ in range(limits.num_blocks)]
         self._blocks: dict[PrefixKey, tuple[int, ...]] = {}
         self._drawn: dict[int, int] = {}
+        self._owners: dict[int, Hashable] = {}
         self._sources: dict[PrefixKey, AdapterSource] = {}
 
     def carry_out(self, plan: StepPlan) -> dict[int, int]:
@@ -86,6 +90,11 @@ class SimulatedEngine:
         drawn = {span.sequence: token for span in plan.spans if (token := self._run(span)) is not None}
         self._drawn = drawn
         return drawn
+
+    def added(self, sequence: Sequence) -> None:
+        """Learn with whom a sequence may share; one that was not told of shares with nobody."""
+        if sequence.salt is not None:
+            self._owners[sequence.id] = ("all with", sequence.salt, sequence.key)
 
     def loaded(self, key: PrefixKey) -> None:
         """The file is read."""
@@ -142,9 +151,10 @@ class SimulatedEngine:
         if PENDING in span.tokens:
             assert span.tokens.index(PENDING) == len(span.tokens) - 1
         tokens = tuple(self._drawn[span.sequence] if token == PENDING else token for token in span.tokens)
-        owner = ("sequence", span.sequence)
+        owner = self._owners.get(span.sequence, ("sequence", span.sequence))
         history = self._read(span.blocks, owner, span.start) + list(tokens)
         self._write(span.blocks, owner, span.start, tokens)
+        self.stood_on[span.sequence] = history
         assert all(0 <= row < len(tokens) for row in span.rows)
         self.rows.setdefault(span.sequence, []).extend(span.start + row for row in span.rows)
         if not span.samples:

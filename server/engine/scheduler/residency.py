@@ -35,6 +35,7 @@ class Entry:
     computed: int = 0  # virtual tokens that planned steps have compiled
     references: int = 0  # running sequences
     doomed: bool = False  # goes when no sequence uses it
+    prefix: Prefix | None = None  # segment A of the sequences that use it, once READY
 
     @property
     def key(self) -> PrefixKey:
@@ -45,10 +46,6 @@ class Entry:
     def compiles(self) -> bool:
         """Whether its virtual tokens are run through the model (else the file's KV is copied, or there is none)."""
         return not self.source.kind.holds_kv and self.source.prefix_len > 0
-
-    def prefix(self) -> Prefix:
-        """Segment A for a span."""
-        return Prefix(self.key, self.source.prefix_len, self.blocks)
 
 
 class Residency:
@@ -126,10 +123,13 @@ class Residency:
             self._entries[source.key] = entry
         self._wanted.push(source.key)
 
-    def acquire(self, key: PrefixKey) -> None:
-        """A sequence starts to use a READY prefix."""
-        self._entries[key].references += 1
+    def acquire(self, key: PrefixKey) -> Prefix:
+        """A sequence starts to use a READY prefix; return its segment A."""
+        entry = self._entries[key]
+        assert entry.prefix is not None, "only what is READY is used"
+        entry.references += 1
         self._idle.pop(key, None)
+        return entry.prefix
 
     def release(self, key: PrefixKey) -> None:
         """A sequence ceases to use it."""
@@ -138,10 +138,6 @@ class Residency:
         if not entry.references:
             self._idle[key] = entry
             self.settle(key)
-
-    def prefix(self, key: PrefixKey) -> Prefix:
-        """Segment A of the sequences that use this READY prefix."""
-        return self._entries[key].prefix()
 
     def settle(self, key: PrefixKey) -> None:
         """Let go of what nobody waits for or uses any more. Called when a sequence left."""
@@ -296,6 +292,7 @@ class Residency:
 
     def _ready(self, entry: Entry) -> None:
         entry.state = State.READY
+        entry.prefix = Prefix(entry.key, entry.source.prefix_len, entry.blocks)
         self.resident += 1
         self._idle[entry.key] = entry
         self._fresh.add(entry.key)
@@ -304,7 +301,7 @@ class Residency:
         """Take the memory of a COMPILING or READY entry back."""
         self._blocks.release(entry.blocks)
         self.charge_used -= entry.charge
-        entry.blocks = ()
+        entry.blocks, entry.prefix = (), None
         if self.compiling is entry:
             self.compiling = None
 

@@ -19,6 +19,7 @@ from server.core import AdapterSource, FinishReason, PrefixKey
 from server.engine.scheduler.blocks import BlockAllocator
 from server.engine.scheduler.limits import Limits
 from server.engine.scheduler.plan import Install, Prefix, Span, StepPlan
+from server.engine.scheduler.prompt_cache import PromptCache
 from server.engine.scheduler.residency import Entry, Residency
 from server.engine.scheduler.sequence import Sequence, Status
 from server.engine.scheduler.waiting import Turns, Waiting
@@ -53,16 +54,26 @@ class Stats:
     resident: int  # adapters whose prefix sequences can use now
     loads: int  # since start
     preemptions: int  # since start
+    asked_tokens: int  # since start: prompt tokens of sequences that may reuse blocks
+    cached_tokens: int  # since start: of these, tokens that earlier sequences had computed
+
+
+@dataclass(frozen=True, slots=True)
+class _Flight:
+    """What to do once a plan was carried out."""
+
+    drawn: list[Sequence]  # those that the plan computes to their end
+    filled: list[Sequence]  # those that may have blocks to offer for reuse by then
 
 
 @dataclass(slots=True)
 class _Draft:
-    """A plan being made. `flight` says of each span whether it reaches the end of its sequence."""
+    """A plan being made."""
 
     budget: int
     compile_budget: int  # of `budget`
     spans: list[Span] = field(default_factory=list)
-    flight: list[tuple[Sequence, bool]] = field(default_factory=list)
+    flight: _Flight = field(default_factory=lambda: _Flight([], []))
     install: list[Install] = field(default_factory=list)
     compile: list[Span] = field(default_factory=list)
     preempted: bool = False
@@ -92,10 +103,11 @@ class Scheduler:
             max_loads=limits.max_loads,
             table_blocks=table_blocks,
         )
+        self._cache = PromptCache(self._blocks, enabled=limits.prompt_cache)
         self._turns = Turns(self._waiting, self._residency.is_ready)
         self._running: list[Sequence] = []  # oldest first
         self._sequences: dict[int, Sequence] = {}
-        self._in_flight: deque[tuple[StepPlan, list[tuple[Sequence, bool]]]] = deque()
+        self._in_flight: deque[tuple[StepPlan, _Flight]] = deque()
         self._arrivals = 0
         self._preemptions = 0
 
@@ -119,6 +131,8 @@ class Scheduler:
             resident=self._residency.resident,
             loads=self._residency.loads,
             preemptions=self._preemptions,
+            asked_tokens=self._cache.asked,
+            cached_tokens=self._cache.found,
         )
 
     def add(self, sequence: Sequence) -> None:
@@ -199,8 +213,12 @@ class Scheduler:
         if not self._in_flight or self._in_flight[0][0] is not plan:
             raise ValueError("plans are committed once, in the order they were made")
         outcomes = []
-        for sequence, reaches_end in self._in_flight.popleft()[1]:
-            if not reaches_end or sequence.status is Status.FINISHED:
+        flight = self._in_flight.popleft()[1]
+        for sequence in flight.filled:
+            if sequence.status is Status.RUNNING:
+                self._cache.keep(sequence)
+        for sequence in flight.drawn:
+            if sequence.status is Status.FINISHED:
                 continue
             if sequence.params.max_tokens:
                 token = sampled[sequence.id]
@@ -213,7 +231,7 @@ class Scheduler:
         return outcomes
 
     def check_integrity(self) -> None:
-        """Raise RuntimeError unless every block has one holder and every reference is counted."""
+        """Raise RuntimeError unless every block's holders and every prefix's references are counted."""
         held = [block for sequence in self._running for block in sequence.blocks]
         self._blocks.check_integrity([*held, *self._residency.held_blocks()])
         used = [sequence.key for sequence in self._running if sequence.key is not None]
@@ -224,9 +242,10 @@ class Scheduler:
         """Give every running sequence its next tokens, the oldest first and one at least to each."""
         running = self._running
         for index, sequence in enumerate(running):  # which loses its tail when a sequence is preempted
-            count = min(sequence.left, draft.budget - (len(running) - index - 1))
+            left, room = sequence.left, draft.budget - (len(running) - index - 1)
+            count = left if left < room else room
             if count and self._grow(draft, sequence, count):
-                self._span(draft, sequence, count)
+                self._span(draft, sequence, count, reaches_end=count == left)
 
     def _grow(self, draft: _Draft, sequence: Sequence, count: int) -> bool:
         """Get a block for its next tokens from whoever is younger; False if it had to yield itself.
@@ -325,27 +344,34 @@ class Scheduler:
         """Let a sequence run: blocks for all its tokens at once, and room for each running sequence to grow by one."""
         if not draft.budget or len(self._running) >= self._limits.max_seqs:
             return False
-        need = self._blocks.blocks_for(sequence.length)
-        if not self._residency.make_room(need + len(self._running), 0, sequence.arrival):
+        reused = self._cache.find(sequence)
+        need = self._blocks.blocks_for(sequence.length) - len(reused)
+        taken = need + self._blocks.unheld(reused)
+        if not self._residency.make_room(taken + len(self._running), 0, sequence.arrival):
             return False
         self._waiting.remove(sequence)
         if sequence.key is not None:
-            self._residency.acquire(sequence.key)
-        sequence.blocks += self._blocks.allocate(need) or ()
+            sequence.prefix = self._residency.acquire(sequence.key)
+        self._blocks.share(reused)
+        sequence.blocks = reused + (self._blocks.allocate(need) or ())
         sequence.status = Status.RUNNING
+        self._cache.admitted(sequence, len(reused))
         insort(self._running, sequence, key=lambda other: other.arrival)
-        self._span(draft, sequence, min(sequence.left, draft.budget))
+        count = min(sequence.left, draft.budget)
+        self._span(draft, sequence, count, reaches_end=count == sequence.left)
         return True
 
-    def _span(self, draft: _Draft, sequence: Sequence, count: int) -> None:
+    def _span(self, draft: _Draft, sequence: Sequence, count: int, *, reaches_end: bool) -> None:
         """Hand out a sequence's next `count` tokens, whose blocks it has."""
-        start, tokens, reaches_end = sequence.computed, sequence.peek(count), count == sequence.left
+        start, tokens = sequence.computed, sequence.peek(count)
         samples = reaches_end and sequence.params.max_tokens > 0
-        prefix = None if sequence.key is None else self._residency.prefix(sequence.key)
         rows = sequence.advance(count)
         sequence.pending += samples
-        draft.spans.append(Span(sequence.id, start, tokens, sequence.blocks, prefix, samples=samples, rows=rows))
-        draft.flight.append((sequence, reaches_end))
+        draft.spans.append(Span(sequence.id, start, tokens, sequence.blocks, sequence.prefix, samples, rows))
+        if reaches_end:
+            draft.flight.drawn.append(sequence)
+        if sequence.computed >= sequence.fills_at:
+            draft.flight.filled.append(sequence)
         draft.budget -= count
 
     def _queue(self, sequence: Sequence) -> None:
@@ -356,7 +382,7 @@ class Scheduler:
 
     def _release(self, sequence: Sequence) -> None:
         self._blocks.release(sequence.blocks)
-        sequence.blocks = ()
+        sequence.blocks, sequence.prefix = (), None
         if sequence.key is not None:
             self._residency.release(sequence.key)
 

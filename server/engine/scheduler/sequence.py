@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Collection
 from dataclasses import dataclass, field
 from enum import Enum, auto
 
 from server.core import AdapterSource, FinishReason, PrefixKey, SamplingParams
-from server.engine.scheduler.plan import PENDING
+from server.engine.scheduler.plan import PENDING, Prefix
 
 
 class Status(Enum):
@@ -24,9 +25,10 @@ class Sequence:
 
     `tokens` are segment B: the prompt's ids after the adapter's prefix, then every drawn token. `rows` are positions of
     prompt tokens whose logits are wanted besides those that sampling needs; each is asked for once, also when a
-    preemption makes it be computed again. With `max_tokens == 0` the prompt is computed and nothing is drawn.
+    preemption makes it be computed again. With `max_tokens == 0` the prompt is computed and nothing is drawn. Sequences
+    with the same `salt` may reuse what others have computed for the same start; one without shares nothing.
 
-    The scheduler owns everything below `rows`. Raises ValueError for a sequence without tokens, or rows outside the
+    The scheduler owns everything below `salt`. Raises ValueError for a sequence without tokens, or rows outside the
     prompt.
     """
 
@@ -35,6 +37,7 @@ class Sequence:
     params: SamplingParams
     adapter: AdapterSource | None = None
     rows: frozenset[int] = frozenset()
+    salt: str | None = None
 
     prompt_len: int = field(init=False)
     arrival: int = field(init=False, default=-1)  # order of `add`; the lower the older
@@ -43,6 +46,11 @@ class Sequence:
     pending: int = field(init=False, default=0)  # tokens that planned steps draw and that have not arrived yet
     reported: int = field(init=False, default=0)  # rows below this position have been asked for
     blocks: tuple[int, ...] = field(init=False, default=())
+    prefix: Prefix | None = field(init=False, default=None)  # segment A while RUNNING
+    names: list[bytes] = field(init=False, default_factory=list)  # of its full blocks, as far as they were asked for
+    named: int = field(init=False, default=0)  # of `blocks`: those at the start that were reused, or offered for reuse
+    fills_at: int = field(init=False, default=sys.maxsize)  # computed tokens that fill a block to offer for reuse
+    counted: bool = field(init=False, default=False)  # whether it was asked what it reuses
 
     def __post_init__(self) -> None:
         self.prompt_len = len(self.tokens)
@@ -67,12 +75,18 @@ class Sequence:
         return len(self.tokens) + self.pending
 
     @property
+    def first_row(self) -> int:
+        """Position of the first row that has not been asked for yet; beyond every position when there is none."""
+        return min((row for row in self.rows if row >= self.reported), default=sys.maxsize)
+
+    @property
     def left(self) -> int:
         """Tokens to compute before the next draw; 0 once the last token is drawn or being drawn."""
-        drawn = self.length - self.prompt_len
+        length = len(self.tokens) + self.pending
+        drawn = length - self.prompt_len
         if drawn and drawn >= self.params.max_tokens:
             return 0
-        return self.length - self.computed
+        return length - self.computed
 
     def peek(self, count: int) -> tuple[int, ...]:
         """Return the next `count` tokens to compute; PENDING stands for one still being drawn."""

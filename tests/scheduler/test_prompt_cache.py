@@ -1,0 +1,199 @@
+"""What earlier sequences computed is found again: by the same tokens, adapter and salt, and by nothing else."""
+
+from __future__ import annotations
+
+import pytest
+
+from server.core import AdapterKind, AdapterSource, FinishReason, SamplingParams
+from server.engine.scheduler.sequence import Sequence, Status
+from tests.scheduler.driving import DRAWN, Story, spans
+from tests.scheduler.simulation import VOCAB, adapter
+
+PROMPT = list(range(1, 11))
+"""Ten tokens: two full blocks of four, and two more."""
+
+
+def reused(story: Story, sequence: Sequence) -> int:
+    """Step until the sequence gets its first span; return where that starts, and end the sequence."""
+    while sequence.status is Status.WAITING:
+        plan = story.plan()
+        story.scheduler.commit(plan, story.drawn)
+        for key in list(story.engine.reading):
+            story.load(story.engine.reading[key])
+    start = spans(plan)[sequence.id].start
+    story.finish()
+    return start
+
+
+def test_a_prompt_that_starts_alike_points_to_the_same_full_blocks() -> None:
+    story = Story()
+    first = story.add(PROMPT, 8, salt="a")
+    story.step()
+    blocks = first.blocks
+    second = story.add([*PROMPT[:9], 17, 18], 8, salt="a")
+    plan = story.step()
+    assert second.blocks[:2] == blocks[:2]
+    assert (spans(plan)[1].start, spans(plan)[1].tokens) == (8, (9, 17, 18))
+    assert not set(plan.zero) & set(blocks), "what is shared must not be cleared"
+    assert story.scheduler.stats().blocks_used == 4
+    assert story.finish() == {0: FinishReason.LENGTH, 1: FinishReason.LENGTH}
+    assert story.scheduler.stats().blocks_used == 0
+
+
+@pytest.mark.parametrize(
+    ("prompt", "start"),
+    [
+        (PROMPT, 8),
+        (PROMPT[:9], 8),
+        (PROMPT[:8], 4),  # the last token is computed again: the first draw needs its logits
+        (PROMPT[:5], 4),
+        (PROMPT[:4], 0),
+        ([*PROMPT[:7], 18], 4),
+        ([18, *PROMPT[1:]], 0),  # later blocks alike, the first not
+    ],
+)
+def test_how_much_is_found(prompt: list[int], start: int) -> None:
+    story = Story()
+    reused(story, story.add(PROMPT, 1, salt="a"))
+    assert reused(story, story.add(prompt, 1, salt="a")) == start
+    stats = story.scheduler.stats()
+    assert (stats.asked_tokens, stats.cached_tokens) == (10 + len(prompt), start)
+
+
+def test_an_answer_is_found_by_the_next_turn() -> None:
+    story = Story()
+    first = story.add(PROMPT, 8, salt="a")
+    story.finish()
+    assert len(first.tokens) == 18
+    assert reused(story, story.add([*first.tokens, 1, 2], 1, salt="a")) == 16
+
+
+@pytest.mark.parametrize(("one", "other"), [("a", "b"), ("a", None), (None, "a"), (None, None)])
+def test_nothing_is_found_across_salts_or_without_one(one: str | None, other: str | None) -> None:
+    story = Story()
+    reused(story, story.add(PROMPT, 1, salt=one))
+    assert reused(story, story.add(PROMPT, 1, salt=other)) == 0
+    assert story.scheduler.stats().cached_tokens == 0
+
+
+SOFT = adapter("soft", 3)
+TEMPLATE, OTHER_TEMPLATE = (adapter(digest, 0, needs_table=True) for digest in ("one", "other"))
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        (None, SOFT),
+        (SOFT, None),
+        (SOFT, adapter("harder", 3)),
+        (SOFT, adapter("soft", 3, task=1)),
+        (SOFT, adapter("soft", 2)),
+        (adapter("kv", 3, kind=AdapterKind.CARTRIDGE), SOFT),
+        (None, TEMPLATE),
+        (TEMPLATE, OTHER_TEMPLATE),
+    ],
+)
+def test_nothing_is_found_across_adapters(one: AdapterSource | None, other: AdapterSource | None) -> None:
+    """Also not where no prefix comes first: a virtual token inside the prompt has the same id in every adapter."""
+    prompt = [VOCAB, VOCAB + 1, *PROMPT]
+    story = Story()
+    reused(story, story.add(prompt, 1, one, salt="a"))
+    assert reused(story, story.add(prompt, 1, other, salt="a")) == 0
+    assert reused(story, story.add(prompt, 1, one, salt="a")) == 8
+    assert reused(story, story.add(prompt, 1, other, salt="a")) == 8
+
+
+def test_what_is_found_outlives_the_eviction_of_its_prefix() -> None:
+    story = Story()
+    reused(story, story.add(PROMPT, 1, SOFT, salt="a"))
+    story.scheduler.forget("soft")
+    story.finish()
+    assert story.scheduler.stats().resident == 0
+    assert reused(story, story.add(PROMPT, 1, SOFT, salt="a")) == 8
+    assert story.scheduler.stats().loads == 2
+
+
+def test_rows_that_are_wanted_are_computed() -> None:
+    story = Story()
+    reused(story, story.add(PROMPT, 1, salt="a"))
+    sequence = story.add(PROMPT, 1, rows=(6, 9), salt="a")
+    assert reused(story, sequence) == 4
+    assert story.engine.rows[sequence.id] == [6, 9]
+    assert reused(story, story.add(PROMPT, 0, rows=(0,), salt="a")) == 0
+
+
+def test_kept_blocks_are_free_and_make_nobody_wait() -> None:
+    story = Story(num_blocks=11, max_model_len=40, step_tokens=40)
+    reused(story, story.add(list(range(1, 40)), 1, salt="a"))
+    assert story.scheduler.stats().blocks_used == 0
+    other = story.add([18] * 39, 1, salt="a")
+    assert list(spans(story.step())) == [other.id]
+    assert story.scheduler.stats().preemptions == 0
+    assert reused(story, story.add(PROMPT, 1, salt="a")) == 4, "the end of a chain goes before its start"
+
+
+def test_a_preempted_sequence_finds_its_own_blocks() -> None:
+    story = Story(num_blocks=11, max_model_len=40, step_tokens=40)
+    story.add([18] * 16, 20, salt="b")
+    young = story.add(16, 20, salt="a")
+    while not story.scheduler.stats().preemptions:
+        story.step()
+    while young.status is not Status.RUNNING:
+        plan = story.step()
+    assert spans(plan)[young.id].start == 8, "what the older one has not taken meanwhile"
+    assert story.scheduler.stats().cached_tokens == 0, "a prompt is counted once, when it first runs"
+    assert set(story.finish()) >= {young.id}
+
+
+def test_a_preemption_leaves_shared_blocks_with_those_that_run() -> None:
+    story = Story(num_blocks=11, max_model_len=40, step_tokens=40)
+    prompt = list(range(1, 17))
+    old = story.add(prompt, 20, salt="a")
+    story.step()
+    young = story.add([*prompt, 18], 20, salt="a")
+    story.step()
+    assert young.blocks[:4] == old.blocks[:4]
+    third = story.add([17] * 14, 20, salt="a")
+    assert story.finish() == dict.fromkeys((old.id, young.id, third.id), FinishReason.LENGTH)
+    assert story.scheduler.stats().preemptions > 0
+    story.scheduler.check_integrity()
+
+
+def test_what_an_aborted_sequence_computed_is_found() -> None:
+    story = Story(step_tokens=8)
+    story.add(PROMPT, 4, salt="a")
+    story.step()
+    assert story.scheduler.abort(0)
+    assert reused(story, story.add(PROMPT, 1, salt="a")) == 8
+
+
+def test_blocks_are_found_once_their_plan_is_committed() -> None:
+    story = Story(step_tokens=16)
+    story.add(PROMPT, 4, salt="a")
+    flying = story.plan()
+    story.add(PROMPT, 4, salt="a")
+    following = story.plan()
+    assert spans(following)[1].start == 0
+    story.commit(flying)
+    story.add(PROMPT, 4, salt="a")
+    assert spans(story.plan())[2].start == 8
+
+
+def test_a_token_in_flight_is_no_part_of_a_name() -> None:
+    story = Story()
+    sequence = story.add(PROMPT[:7], 4, salt="a")
+    first, second = story.plan(), story.plan()  # the second computes the eighth token while its value is unknown
+    story.commit(first)
+    story.commit(second)
+    assert sequence.tokens == [*PROMPT[:7], DRAWN, DRAWN]
+    assert story.scheduler.abort(sequence.id)
+    other = Sequence(9, [*PROMPT[:7], DRAWN, 1], SamplingParams(max_tokens=1), salt="a")
+    story.scheduler.add(other)
+    assert story.scheduler.schedule().spans[0].start == 8
+
+
+def test_it_can_be_switched_off() -> None:
+    story = Story(prompt_cache=False)
+    reused(story, story.add(PROMPT, 1, salt="a"))
+    assert reused(story, story.add(PROMPT, 1, salt="a")) == 0
+    assert story.scheduler.stats().asked_tokens == 0
