@@ -92,7 +92,10 @@ def test_both_bodies_ask_for_the_same() -> None:
     ours, theirs = json.loads(waybill_body(ask)), json.loads(completions_body(ask))
     assert ours["prompt"] == theirs["prompt"] == [5, 6, 7]
     assert ours["max_tokens"] == theirs["max_tokens"] == 9
-    assert ours["stream"] and theirs["stream"] and ours["ignore_eos"] and theirs["ignore_eos"]
+    assert ours["stream"]
+    assert theirs["stream"]
+    assert ours["ignore_eos"]
+    assert theirs["ignore_eos"]
     assert ours["adapter"] == "a"
 
 
