@@ -112,6 +112,20 @@ class SamplingParams:
     stop_token_ids: tuple[int, ...] = ()  # beside the model's own end-of-sequence ids
     ignore_eos: bool = False
     logprobs: int | None = None  # None: none; k: the drawn token's and the k likeliest, of the raw distribution
+    grammar: str | None = None  # what the text must match, as `server.service.structure` writes it
+
+
+@dataclass(frozen=True, slots=True)
+class Scoring:
+    """What to tell of a prompt's own tokens: log-probabilities under the raw distribution, natural logarithm.
+
+    Tokens of segment B from position `start` are scored, which is at least 1: the first has nothing before it. `top`
+    likeliest tokens are told for each. `after` are ids that are scored as the token after the whole prompt.
+    """
+
+    start: int = 1
+    top: int = 0
+    after: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,6 +137,21 @@ class TokenEvent:
     finish: FinishReason | None = None
     logprob: float | None = None
     top_logprobs: tuple[tuple[int, float], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class PromptScores:
+    """Log-probabilities of consecutive prompt tokens of one sequence, the first at position `start`.
+
+    `tops` holds the likeliest of each position, empty where none were asked for. `after` comes with the last of a
+    sequence's reports.
+    """
+
+    sequence: int
+    start: int
+    logprobs: tuple[float, ...]
+    tops: tuple[tuple[tuple[int, float], ...], ...] = ()
+    after: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

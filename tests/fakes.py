@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field
 
-from server.core import AdapterSource, FinishReason, SamplingParams, TokenEvent
+from server.core import AdapterSource, FinishReason, PromptScores, SamplingParams, Scoring, TokenEvent
 from server.engine.messages import Hello, Started, StepReport, StepStats
 from server.errors import AdapterRejected, EngineFault, EngineRestarting, WaybillError
 
@@ -46,7 +46,9 @@ class FakeStream:
     params: SamplingParams
     adapter: AdapterSource | None
     salt: str | None = None
+    scoring: Scoring | None = None
     started: Started | None = None
+    scores: list[PromptScores] = field(default_factory=list)
     ended: bool = False
     inbox: asyncio.Queue[TokenEvent | WaybillError | None] = field(default_factory=asyncio.Queue)
     output: list[int] = field(default_factory=list)
@@ -156,10 +158,11 @@ class FakeEngine:
         params: SamplingParams,
         adapter: AdapterSource | None = None,
         salt: str | None = None,
+        scoring: Scoring | None = None,
     ) -> FakeStream:
         if not self.ready:
             raise EngineRestarting("the engine is being restarted", retry_after=5)
-        stream = FakeStream(len(self.submitted), tokens, params, adapter, salt)
+        stream = FakeStream(len(self.submitted), tokens, params, adapter, salt, scoring)
         if salt is not None:
             self._asked_tokens += len(tokens)
             self._cached_tokens += (len(tokens) - 1) * ((tokens, adapter, salt) in self._known)
@@ -218,10 +221,17 @@ class FakeEngine:
     def _advance(self, stream: FakeStream) -> TokenEvent | None:
         if stream.started is None:
             stream.started = Started(stream.number, queue_ms=1.0, load_ms=0.5)
+            if stream.scoring is not None:
+                stream.scores.append(_scored(stream, stream.scoring))
         if self.fail_after is not None and len(stream.output) >= self.fail_after:
             stream.ended = True
             stream.put(EngineFault("the engine failed on this request"))
             return None
+        if not stream.params.max_tokens:
+            stream.ended = True
+            event = TokenEvent(stream.number, -1, FinishReason.LENGTH)
+            stream.put(event)
+            return event
         prefix = stream.adapter.prefix_ids if stream.adapter is not None else ()
         token = self._next_token((*prefix, *stream.tokens, *stream.output), len(stream.output), stream.params)
         stream.output.append(token)
@@ -261,3 +271,17 @@ class FakeEngine:
             cached_tokens=self._cached_tokens,
             step_ms=1.0,
         )
+
+
+def fake_logprob(token: int, before: Sequence[int]) -> float:
+    """What the fake engine says of a token after these: a number that depends on all of them."""
+    return -1.0 - (sum(before) * 7 + token * 13) % 97 / 97
+
+
+def _scored(stream: FakeStream, scoring: Scoring) -> PromptScores:
+    tokens = stream.tokens
+    logprobs = tuple(fake_logprob(tokens[i], tokens[:i]) for i in range(scoring.start, len(tokens)))
+    scored = zip(tokens[scoring.start :], logprobs, strict=True)
+    tops = tuple(tuple((token + k, p - k) for k in range(scoring.top)) for token, p in scored)
+    after = tuple(fake_logprob(token, tokens) for token in scoring.after)
+    return PromptScores(stream.number, scoring.start, logprobs, tops if scoring.top else (), after)

@@ -25,7 +25,7 @@ from server.service.admission import Gate
 from server.service.tenants import Tenant
 from server.store.version import Version
 
-router = protected_router()
+router = protected_router("/v1")
 
 _ARCHIVE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}\.zip")
 _FORM = form_body(

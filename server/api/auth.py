@@ -1,4 +1,4 @@
-"""Who is asking: the dependency that every route under /v1 stands behind."""
+"""Who is asking: the dependency that every route stands behind, except probes and metrics."""
 
 from __future__ import annotations
 
@@ -23,6 +23,6 @@ CurrentTenant = Annotated[Tenant, Depends(authorise)]
 """A route's parameter of this type is the caller."""
 
 
-def protected_router() -> APIRouter:
-    """Return a router for routes under /v1; none of them is reached without a key."""
-    return APIRouter(prefix="/v1", dependencies=[Depends(authorise)])
+def protected_router(prefix: str = "") -> APIRouter:
+    """Return a router for routes under `prefix`; none of them is reached without a key."""
+    return APIRouter(prefix=prefix, dependencies=[Depends(authorise)])

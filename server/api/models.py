@@ -11,7 +11,7 @@ from server import core
 from server.api.auth import protected_router
 from server.engine.client import EngineClient
 
-router = protected_router()
+router = protected_router("/v1")
 
 
 class ModelCard(BaseModel):

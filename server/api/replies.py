@@ -8,7 +8,9 @@ from typing import Any, Literal
 
 from pydantic import BaseModel
 
+from server.api.errors import error_body
 from server.core import AdapterKind
+from server.errors import WaybillError
 from server.service.choice import Choice
 from server.service.exchange import AdapterUsed, Delta, Timings, TokenLogprob, Usage
 from server.service.run import Run
@@ -84,6 +86,8 @@ class GenerateReply(BaseModel):
 class ReplyWriter:
     """Writes one run's reply or frames. `request_id` names them, `model` is the base model's name."""
 
+    ends_with_done = True
+
     def __init__(self, run: Run, *, request_id: str, model: str, token_ids: bool, logprobs: bool) -> None:
         self._run = run
         self._token_ids = token_ids
@@ -101,16 +105,24 @@ class ReplyWriter:
         """Return the unstreamed reply."""
         return {**self._head, "choices": [self._whole_choice(c) for c in self._run.choices], **self._tail()}
 
-    def frame(self, deltas: list[Delta]) -> str:
-        """Return a frame of deltas as JSON. It is written once a token: what all frames share is encoded once."""
+    def headers(self) -> dict[str, str]:
+        """Return none: all is in the reply."""
+        return {}
+
+    def frames(self, deltas: list[Delta]) -> list[str]:
+        """Return one frame of deltas as JSON. It is written once a token: what all frames share is encoded once."""
         if self._frame_start is None:
             head = {**self._head, "object": "text_generation.chunk"}
             self._frame_start = write_json(head)[:-1] + ',"choices":['
-        return self._frame_start + ",".join([self._delta_json(delta) for delta in deltas]) + "]}"
+        return [self._frame_start + ",".join([self._delta_json(delta) for delta in deltas]) + "]}"]
 
-    def last_frame(self) -> dict[str, Any]:
+    def last_frames(self) -> list[str]:
         """Return the frame of usage, seed and timings."""
-        return {**self._head, "object": "text_generation.chunk", "choices": [], **self._tail()}
+        return [write_json({**self._head, "object": "text_generation.chunk", "choices": [], **self._tail()})]
+
+    def error_frame(self, error: WaybillError) -> str:
+        """Return OpenAI's error object."""
+        return write_json(error_body(error))
 
     def _delta_json(self, delta: Delta) -> str:
         if self._token_ids or self._logprobs or delta.finish is not None:

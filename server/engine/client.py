@@ -12,7 +12,7 @@ from collections import deque
 from collections.abc import AsyncIterator, Callable
 from typing import Protocol
 
-from server.core import AdapterSource, EngineConfig, SamplingParams, TokenEvent
+from server.core import AdapterSource, EngineConfig, PromptScores, SamplingParams, Scoring, TokenEvent
 from server.engine.messages import (
     HEADER,
     MAX_FRAME,
@@ -44,6 +44,9 @@ class SequenceStream(Protocol):
 
     started: Started | None
     """Set before the first event is yielded."""
+
+    scores: list[PromptScores]
+    """What was asked for of the prompt's tokens, in their order; complete before the first event is yielded."""
 
     def __aiter__(self) -> AsyncIterator[TokenEvent]: ...
 
@@ -90,10 +93,12 @@ class EngineClient(Protocol):
         params: SamplingParams,
         adapter: AdapterSource | None = None,
         salt: str | None = None,
+        scoring: Scoring | None = None,
     ) -> SequenceStream:
         """Queue one sequence. Raises EngineRestarting when the engine is down.
 
-        Sequences with the same `salt` may reuse what others have computed for the same start.
+        Sequences with the same `salt` may reuse what others have computed for the same start. With `scoring`, the
+        stream's `scores` tell of the prompt; `params.max_tokens` may then be 0, and the only event has no token.
         """
         ...
 
@@ -116,6 +121,7 @@ class _Stream:
     def __init__(self, sequence: int, send: Callable[[ToEngine], None]) -> None:
         self.sequence = sequence
         self.started: Started | None = None
+        self.scores: list[PromptScores] = []
         self._send = send
         self._events: deque[TokenEvent] = deque()
         self._error: WaybillError | None = None
@@ -238,12 +244,13 @@ class ProcessEngine:
         params: SamplingParams,
         adapter: AdapterSource | None = None,
         salt: str | None = None,
+        scoring: Scoring | None = None,
     ) -> SequenceStream:
         if not self.ready:
             raise EngineRestarting("the engine is being restarted", retry_after=5)
         stream = _Stream(next(self._sequences), self._send)
         self._streams[stream.sequence] = stream
-        self._send(Submit(stream.sequence, tokens, params, adapter, salt))
+        self._send(Submit(stream.sequence, tokens, params, adapter, salt, scoring))
         return stream
 
     async def check(self, adapter: AdapterSource) -> None:
@@ -335,6 +342,9 @@ class ProcessEngine:
         for started in report.started:
             if (stream := self._streams.get(started.sequence)) is not None:
                 stream.started = started
+        for scores in report.scores:
+            if (stream := self._streams.get(scores.sequence)) is not None:
+                stream.scores.append(scores)
         for event in report.events:
             if (stream := self._streams.get(event.sequence)) is not None:
                 if event.finish is not None:

@@ -150,7 +150,7 @@ class Engine:
             if out.finish is not None:
                 self._close(out.sequence)
         self._stalled = not (plan.computes or plan.load or plan.evict)
-        self._outbox.append(StepReport(events, self._take_failures(), started, self._stats(plan, began)))
+        self._outbox.append(StepReport(events, self._take_failures(), started, stats=self._stats(plan, began)))
         outbox, self._outbox = self._outbox, []
         return outbox
 

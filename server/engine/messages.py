@@ -21,7 +21,9 @@ from server.core import (
     EngineConfig,
     FinishReason,
     PrefixKey,
+    PromptScores,
     SamplingParams,
+    Scoring,
     TokenEvent,
 )
 
@@ -50,6 +52,7 @@ class Submit:
     params: SamplingParams
     adapter: AdapterSource | None = None
     salt: str | None = None
+    scoring: Scoring | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,11 +108,15 @@ class Failure:
 
 @dataclass(frozen=True, slots=True)
 class Started:
-    """A sequence got its first span. Milliseconds: waiting for room, and of that for its adapter to be read."""
+    """A sequence got its first span. Milliseconds: waiting for room, and of that for its adapter to be read.
+
+    `cached_tokens` of its prompt were computed for an earlier sequence.
+    """
 
     sequence: int
     queue_ms: float
     load_ms: float
+    cached_tokens: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,6 +147,7 @@ class StepReport:
     events: tuple[TokenEvent, ...] = ()
     failures: tuple[Failure, ...] = ()
     started: tuple[Started, ...] = ()
+    scores: tuple[PromptScores, ...] = ()  # told before the sequence's first event
     stats: StepStats | None = None
 
 
@@ -160,7 +168,7 @@ _NESTED: dict[str, type] = {
     cls.__name__: cls
     for cls in (
         Configure, Submit, Abort, Check, Forget, Hello, Refused, StepReport, CheckResult, Failure, Started, StepStats,
-        SamplingParams, AdapterSource, PrefixKey, EngineConfig, BaseModel,
+        SamplingParams, AdapterSource, PrefixKey, EngineConfig, BaseModel, Scoring, PromptScores,
     )
 }  # fmt: skip
 _ENUMS: dict[tuple[str, str], type[StrEnum]] = {

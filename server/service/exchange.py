@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 from server.core import AdapterKind, FinishReason
 
@@ -34,10 +35,27 @@ class Sampling:
 
 
 @dataclass(frozen=True, slots=True)
+class Structure:
+    """What a text must match. `param` is the request's field that asked for it.
+
+    `source` is a JSON schema, a regular expression, a JSON list of texts, or a grammar, by `kind`; empty for any JSON
+    object.
+    """
+
+    kind: Literal["json_object", "json_schema", "regex", "choice", "grammar"]
+    source: str
+    param: str
+
+
+@dataclass(frozen=True, slots=True)
 class GenerateCommand:
     """One generate call. Exactly one of `prompts`, `messages` and `fields` is given.
 
-    `seed` is 63 bits; None draws one. `timeout` is in seconds from the request's arrival.
+    `seed` is 63 bits; None draws one. `timeout` is in seconds from the request's arrival. `max_tokens` is 0 only where
+    `prompt_logprobs` is asked for. `prompt_logprobs` are told of each prompt token but the first, with the k likeliest.
+    `truncate_prompt_tokens` keeps that many of a prompt's last text tokens, and every virtual one. `add_special_tokens`
+    and `skip_special_tokens` are as in `transformers`; `include_stop` leaves a stop string in the text. Requests of one
+    tenant with different `cache_salt` never share what was computed.
     """
 
     prompts: tuple[Prompt, ...] = ()
@@ -52,6 +70,13 @@ class GenerateCommand:
     seed: int | None = None
     timeout: float | None = None
     return_token_ids: bool = False
+    prompt_logprobs: int | None = None
+    truncate_prompt_tokens: int | None = None
+    add_special_tokens: bool = True
+    skip_special_tokens: bool = True
+    include_stop: bool = False
+    cache_salt: str | None = None
+    structure: Structure | None = None
 
     @property
     def details(self) -> bool:
