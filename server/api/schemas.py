@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
+from pydantic import Discriminator, Field, Tag, model_validator
 
+from server.api.strict import Strict as Strict
+from server.api.structure import ResponseFormat, StructuredOutputs, wanted_structure
 from server.service.exchange import GenerateCommand, Prompt, Sampling
 
 TokenId = Annotated[int, Field(ge=0, le=2**31 - 1)]
@@ -42,20 +44,6 @@ Task = Annotated[int, Field(ge=0), Tag("<index>")] | Annotated[str, Field(max_le
 
 def _task_shape(value: Any) -> str:
     return "<name>" if isinstance(value, str) else "<index>"
-
-
-class Strict(BaseModel):
-    """No unknown field, no silent conversion, and `null` is the same as leaving a field out."""
-
-    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
-
-    @model_validator(mode="before")
-    @classmethod
-    def _null_is_absent(cls, value: Any) -> Any:
-        if not isinstance(value, dict):
-            return value
-        known = cls.model_fields
-        return {name: item for name, item in value.items() if item is not None or name not in known}
 
 
 class ChatMessage(Strict):
@@ -120,6 +108,10 @@ class GenerateRequest(Strict):
     timeout_s: float | None = Field(None, gt=0, le=3600, description="Seconds from arrival to the whole answer.")
     stream: bool = Field(False, description="Send the answer as server-sent events.")
     return_token_ids: bool = False
+    response_format: ResponseFormat | None = Field(None, description="What the text must match, as OpenAI says it.")
+    structured_outputs: StructuredOutputs | None = Field(
+        None, description="What the text must match, as vLLM says it; not beside `response_format`."
+    )
 
     @model_validator(mode="after")
     def _agree(self) -> Self:
@@ -135,6 +127,7 @@ class GenerateRequest(Strict):
         for key in self.logit_bias:
             if not (key.isascii() and key.isdigit() and len(key) <= 10):
                 raise ValueError("logit_bias: each name must be a token id")
+        wanted_structure(self.response_format, self.structured_outputs)
         return self
 
     def command(self) -> GenerateCommand:
@@ -155,6 +148,7 @@ class GenerateRequest(Strict):
             timeout=self.timeout_s,
             return_token_ids=self.return_token_ids,
             prompt_logprobs=self.prompt_logprobs,
+            structure=wanted_structure(self.response_format, self.structured_outputs),
         )
 
     def _sampling(self) -> Sampling:
