@@ -30,7 +30,7 @@ def create_app(settings: Settings, plan: Plan, engine: EngineClient | None = Non
     """Return the whole server as an ASGI app; its lifespan starts the engine and ends it.
 
     `engine` is a fake in tests. What the routes need stands in `app.state`: keys, gate, engine, base, metrics,
-    generation, adapters, max_upload; `refusal` is why the engine would not start.
+    generation, adapters, max_upload, idle_timeout; `refusal` is why the engine would not start.
     """
     base = plan.engine.base
     engine = engine or ProcessEngine(plan.engine)
@@ -55,6 +55,7 @@ def create_app(settings: Settings, plan: Plan, engine: EngineClient | None = Non
             app.state.refusal = str(error)
             raise
         engine.on_report(metrics.observe_step)
+        engine.on_death(metrics.observe_engine_death)
         try:
             yield
         finally:
@@ -78,6 +79,7 @@ def create_app(settings: Settings, plan: Plan, engine: EngineClient | None = Non
     app.state.metrics = metrics
     app.state.adapters = adapter_service
     app.state.max_upload = plan.max_upload
+    app.state.idle_timeout = settings.idle_timeout
     app.state.generation = GenerationService(
         engine=engine,
         adapters=adapter_service,

@@ -8,6 +8,7 @@
     │   └── AdapterNotFound       404 adapter_not_found      also when it exists but is not yours
     ├── MethodNotAllowed          405 method_not_allowed
     ├── DeadlineReached           408 timeout
+    ├── BodyStalled               408 body_timeout
     ├── TooLarge                  413 payload_too_large
     ├── UnsupportedMediaType      415 unsupported_media_type
     ├── AdapterRejected           422 adapter_invalid        the files themselves are bad
@@ -15,6 +16,7 @@
     ├── EngineFault               500 engine_error           this request only
     └── Unavailable               503 (always with Retry-After)
         ├── Overloaded            503 overloaded
+        ├── StoreFull             503 store_full
         ├── Draining              503 draining
         └── EngineRestarting      503 engine_restarting
 
@@ -104,6 +106,13 @@ class DeadlineReached(WaybillError):
     code = "timeout"
 
 
+class BodyStalled(WaybillError):
+    """The body stopped coming, or came too slowly."""
+
+    status = 408
+    code = "body_timeout"
+
+
 class TooLarge(WaybillError):
     """The body is larger than the server takes."""
 
@@ -152,6 +161,12 @@ class Overloaded(Unavailable):
     """The queue is full."""
 
     code = "overloaded"
+
+
+class StoreFull(Unavailable):
+    """The disk of the adapter store has no room left."""
+
+    code = "store_full"
 
 
 class Draining(Unavailable):

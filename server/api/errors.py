@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -14,6 +14,7 @@ from starlette.responses import JSONResponse, Response
 from server.api.client import ClientGone
 from server.api.record import CLIENT_GONE, record_of
 from server.errors import (
+    BodyStalled,
     InvalidRequest,
     MethodNotAllowed,
     NotFound,
@@ -53,10 +54,17 @@ def error_response(error: WaybillError) -> Response:
 
 def from_validation(error: ValidationError | RequestValidationError) -> InvalidRequest:
     """Return the findings of pydantic as one error; values are never repeated, names only in part."""
-    findings = error.errors()[:MAX_DETAILS]
+    findings = _findings(error)[:MAX_DETAILS]
     lines = [_line(finding) for finding in findings]
     param = _path(findings[0]["loc"]) or None
     return InvalidRequest(lines[0], param=param, details=tuple(lines) if len(lines) > 1 else ())
+
+
+def _findings(error: ValidationError | RequestValidationError) -> Sequence[Any]:
+    """Return all findings. Nothing but place, kind and words is asked for: there may be a thousand."""
+    if isinstance(error, ValidationError):
+        return error.errors(include_url=False, include_context=False, include_input=False)
+    return error.errors()
 
 
 def install(app: FastAPI) -> None:
@@ -106,7 +114,7 @@ def _headers(error: WaybillError) -> dict[str, str]:
     elif error.status in (408, 500):
         # Common clients repeat these by themselves; the same request would only fail again.
         headers["x-should-retry"] = "false"
-    if isinstance(error, TooLarge):
+    if isinstance(error, TooLarge | BodyStalled):
         headers["Connection"] = "close"
     if isinstance(error, MethodNotAllowed) and error.allow:
         headers["Allow"] = error.allow

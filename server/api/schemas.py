@@ -10,7 +10,11 @@ from server.api.strict import Strict as Strict
 from server.api.structure import ResponseFormat, StructuredOutputs, wanted_structure
 from server.service.exchange import GenerateCommand, Prompt, Sampling
 
+MAX_IDS = 2**20
+
 TokenId = Annotated[int, Field(ge=0, le=2**31 - 1)]
+TokenIds = Annotated[list[TokenId], Field(fail_fast=True, max_length=MAX_IDS)]
+"""It fails fast: a body of a few megabytes could hold millions of findings, and each is built before ten are told."""
 StopString = Annotated[str, Field(min_length=1, max_length=256)]
 
 MAX_BIASES = 1024
@@ -31,11 +35,9 @@ def _prompt_shape(value: Any) -> str:
 
 Shapes = (
     Annotated[str, Tag("<text>")]
-    | Annotated[list[TokenId], Tag("<ids>")]
+    | Annotated[TokenIds, Tag("<ids>")]
     | Annotated[list[str], Field(min_length=1, max_length=64), Tag("<texts>")]
-    | Annotated[
-        list[Annotated[list[TokenId], Field(min_length=1)]], Field(min_length=1, max_length=64), Tag("<id_lists>")
-    ]
+    | Annotated[list[Annotated[TokenIds, Field(min_length=1)]], Field(min_length=1, max_length=64), Tag("<id_lists>")]
 )
 
 
@@ -65,7 +67,7 @@ class GenerateRequest(Strict):
     messages: Annotated[list[ChatMessage], Field(min_length=1, max_length=1024)] | None = Field(
         None, description="A conversation, rendered by the base model's chat template."
     )
-    fields: Annotated[dict[str, str], Field(max_length=64)] | None = Field(
+    fields: Annotated[dict[str, str], Field(fail_fast=True, max_length=64)] | None = Field(
         None, description="What fills the adapter's template, by field name."
     )
     task: Annotated[Task, Discriminator(_task_shape)] | None = Field(
@@ -83,7 +85,7 @@ class GenerateRequest(Strict):
     repetition_penalty: float = Field(1.0, gt=0, le=10, description="On tokens of prompt and output; 1: off.")
     presence_penalty: float = Field(0.0, ge=-2, le=2, description="On tokens of the output.")
     frequency_penalty: float = Field(0.0, ge=-2, le=2, description="On tokens of the output, by count.")
-    logit_bias: dict[str, Annotated[float, Field(ge=-100, le=100)]] = Field(
+    logit_bias: Annotated[dict[str, Annotated[float, Field(ge=-100, le=100)]], Field(fail_fast=True)] = Field(
         default_factory=dict, max_length=MAX_BIASES, description="Added to the logits, by token id."
     )
     stop: Annotated[StopString, Tag("<one>")] | Annotated[list[StopString], Field(max_length=16), Tag("<many>")] = (
