@@ -32,6 +32,7 @@ class Choice:
         prompt: PromptTokens,
         detokenizer: Detokenizer,
         stop_token_ids: frozenset[int],
+        include_stop: bool,
         token_text: Callable[[int], str],
         observe_gap: Callable[[float], None],
     ) -> None:
@@ -44,6 +45,7 @@ class Choice:
         self._prompt = prompt
         self._detokenizer = detokenizer
         self._stop_token_ids = stop_token_ids
+        self._include_stop = include_stop
         self._token_text = token_text
         self._observe_gap = observe_gap
         self._pieces: list[str] = []
@@ -131,7 +133,9 @@ class Choice:
             return
         self._note(event)
         if event.finish is FinishReason.STOP:
-            # The token that ends a sequence is no part of its text.
+            # The token that ends a sequence is no part of its text, unless asked for.
+            if self._include_stop:
+                self._pieces.append(self._detokenizer.push(event.token))
             self._finish(event.finish, event.token if event.token in self._stop_token_ids else None)
             return
         self._pieces.append(self._detokenizer.push(event.token))

@@ -51,11 +51,12 @@ class Structure:
 class GenerateCommand:
     """One generate call. Exactly one of `prompts`, `messages` and `fields` is given.
 
-    `seed` is 63 bits; None draws one. `timeout` is in seconds from the request's arrival. `max_tokens` is 0 only where
+    `max_tokens` None is `DEFAULT_MAX_TOKENS`, or all that the context leaves with `fill_context`; it is 0 only where
     `prompt_logprobs` is asked for. `prompt_logprobs` are told of each prompt token but the first, with the k likeliest.
-    `truncate_prompt_tokens` keeps that many of a prompt's last text tokens, and every virtual one. `add_special_tokens`
-    and `skip_special_tokens` are as in `transformers`; `include_stop` leaves a stop string in the text. Requests of one
-    tenant with different `cache_salt` never share what was computed.
+    `seed` is 63 bits; None draws one. `timeout` is in seconds from the request's arrival. `truncate_prompt_tokens`
+    keeps that many of a prompt's last text tokens, and every virtual one. `add_special_tokens` and
+    `skip_special_tokens` are as in `transformers`; `include_stop` leaves the stop string or token in the text. Requests
+    of one tenant with different `cache_salt` never share what was computed.
     """
 
     prompts: tuple[Prompt, ...] = ()
@@ -64,6 +65,7 @@ class GenerateCommand:
     adapter: str | None = None
     task: str | int | None = None
     max_tokens: int | None = None
+    fill_context: bool = False
     sampling: Sampling = Sampling()
     stop: tuple[str, ...] = ()
     n: int = 1

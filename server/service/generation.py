@@ -112,6 +112,8 @@ class GenerationService:
                     messages=command.messages,
                     fields=command.fields,
                     task=command.task,
+                    last=command.truncate_prompt_tokens,
+                    add_special_tokens=command.add_special_tokens,
                 )
                 for prompt in sources
             ]
@@ -132,12 +134,13 @@ class GenerationService:
         sources = [None if version is None else self._source(version, prompt) for prompt in rendered]
         limits = [_max_tokens(command, prompt, source, hello) for prompt, source in zip(rendered, sources, strict=True)]
         scoring = None if command.prompt_logprobs is None else Scoring(top=command.prompt_logprobs)
+        salt = tenant.name if command.cache_salt is None else f"{tenant.name}/{command.cache_salt}"
         choices: list[Choice] = []
         try:
             for prompt, source, max_tokens in zip(rendered, sources, limits, strict=True):
                 for number in range(command.n):
                     params = _params(command, max_tokens, choice_seed(seed, number))
-                    stream = self._engine.submit(prompt.tokens, params, source, tenant.name, scoring)
+                    stream = self._engine.submit(prompt.tokens, params, source, salt, scoring)
                     choices.append(self._choice(len(choices), stream, prompt, command))
         except BaseException:
             for choice in choices:
@@ -174,8 +177,14 @@ class GenerationService:
             index,
             stream,
             PromptTokens(prompt, self._base.vocab_size, self._tokenizer.token_text),
-            Detokenizer(self._tokenizer, command.stop, min_tokens=command.sampling.min_tokens),
+            Detokenizer(
+                self._tokenizer if command.skip_special_tokens else self._tokenizer.special_shown,
+                command.stop,
+                include_stop=command.include_stop,
+                min_tokens=command.sampling.min_tokens,
+            ),
             frozenset(command.sampling.stop_token_ids),
+            command.include_stop,
             self._tokenizer.token_text,
             self._metrics.observe_gap,
         )
@@ -246,7 +255,8 @@ def _max_tokens(command: GenerateCommand, prompt: RenderedPrompt, source: Adapte
     if source is not None:
         held += f", {source.num_virtual_tokens} of them virtual"
     room = min(hello.max_model_len, _capacity(prefix, hello)) - prefix - len(prompt.tokens)
-    wanted = min(DEFAULT_MAX_TOKENS, max(room, 1)) if command.max_tokens is None else command.max_tokens
+    default = max(room, 1) if command.fill_context else min(DEFAULT_MAX_TOKENS, max(room, 1))
+    wanted = default if command.max_tokens is None else command.max_tokens
     if wanted > room:
         raise ContextTooLong(
             f"the prompt takes {held}, and max_tokens is {wanted}; together they may be"

@@ -49,8 +49,14 @@ class Prompter:
         messages: Sequence[Mapping[str, object]] | None = None,
         fields: Mapping[str, str] | None = None,
         task: int | str | None = None,
+        last: int | None = None,
+        add_special_tokens: bool = True,
+        add_generation_prompt: bool = True,
     ) -> RenderedPrompt:
         """Render exactly one of `prompt`, `messages` and `fields` for an adapter, or for the base model alone.
+
+        `last` keeps that many text tokens at most, those at the end, and every virtual token. `add_special_tokens` is
+        for a prompt's text, `add_generation_prompt` for messages: whether the assistant's turn is begun.
 
         Raises InvalidRequest naming the field at fault, ContextTooLong for text that cannot fit whatever it says,
         AdapterIncompatible where the template needs a BOS token that the base model lacks.
@@ -61,15 +67,21 @@ class Prompter:
             raise InvalidRequest("send exactly one of prompt, messages and fields", param="prompt")
         template = None if spec is None else spec.template
         if spec is not None and template is not None:
+            if last is not None:
+                raise InvalidRequest(
+                    "this adapter has a template: cutting its beginning would leave nothing that it was trained on",
+                    param="truncate_prompt_tokens",
+                )
             prefix, tokens = self._fill(spec, template, prompt, messages, fields)
         elif fields is not None:
             whose = "the base model" if spec is None else "this adapter"
             raise InvalidRequest(f"{whose} has no template with fields: send prompt or messages", param="fields")
         elif messages is not None:
-            prefix, tokens = self._converse(spec, messages)
+            prefix, tokens = self._converse(spec, messages, add_generation_prompt)
+            tokens = tokens if last is None else self._last(tokens, last)
         else:
             assert prompt is not None, "one of the three is given"
-            prefix, tokens = self._rows(spec), self._plain(prompt)
+            prefix, tokens = self._rows(spec), self._plain(prompt, last, add_special_tokens)
         return self._rendered(prefix, tokens, task_index)
 
     def _rendered(self, prefix: tuple[int, ...], tokens: tuple[int, ...], task_index: int) -> RenderedPrompt:
@@ -87,10 +99,22 @@ class Prompter:
             return ()
         return tuple(range(self._vocab_size, self._vocab_size + spec.num_virtual_tokens))
 
-    def _plain(self, prompt: str | Sequence[int]) -> tuple[int, ...]:
+    def _last(self, tokens: tuple[int, ...], last: int) -> tuple[int, ...]:
+        """Return all virtual tokens, and of the others those at the end, `last` at most."""
+        spare = sum(token < self._vocab_size for token in tokens) - last
+        kept = []
+        for token in tokens:
+            if token < self._vocab_size and spare > 0:
+                spare -= 1
+            else:
+                kept.append(token)
+        return tuple(kept)
+
+    def _plain(self, prompt: str | Sequence[int], last: int | None, add_special_tokens: bool) -> tuple[int, ...]:
         if isinstance(prompt, str):
             self._admit(prompt, "prompt")
-            return self._known(self._tokenizer.encode(prompt), "prompt")
+            ids = self._tokenizer.encode(prompt, add_special_tokens=add_special_tokens, last=last)
+            return self._known(ids, "prompt")
         for token in prompt:
             if not 0 <= token < self._vocab_size:
                 beyond = ": ids from there on name virtual tokens, which only an adapter places"
@@ -99,15 +123,15 @@ class Prompter:
                     + (beyond if token >= self._vocab_size else ""),
                     param="prompt",
                 )
-        return tuple(prompt)
+        return tuple(prompt if last is None else prompt[-last:])
 
     def _converse(
-        self, spec: AdapterSpec | None, messages: Sequence[Mapping[str, object]]
+        self, spec: AdapterSpec | None, messages: Sequence[Mapping[str, object]], add_generation_prompt: bool
     ) -> tuple[tuple[int, ...], tuple[int, ...]]:
         if self._chat is None:
             raise InvalidRequest("this base model has no chat template: send prompt", param="messages")
         place = "start" if spec is None else spec.chat
-        before, after = self._chat.render(messages, place)
+        before, after = self._chat.render(messages, place, add_generation_prompt=add_generation_prompt)
         self._admit("".join(text for text, _ in (*before, *after)), "messages")
         rows, head, tail = self._rows(spec), self._run(before, "messages"), self._run(after, "messages")
         return (rows, tail) if place == "start" else ((), head + rows + tail)

@@ -61,7 +61,7 @@ def refused(response: Any, status: int, code: str, param: str | None) -> str:
         ({"prompt": "x", "stop": ["a"] * 17}, "stop"),
         ({"prompt": "x", "stop": ["a" * 257]}, "stop.0"),
         ({"prompt": "x", "stop_token_ids": [1] * 65}, "stop_token_ids"),
-        ({"prompt": "x", "logit_bias": {"a": 1}}, None),
+        ({"prompt": "x", "logit_bias": {"a": 1}}, "logit_bias"),
         ({"prompt": "x", "logit_bias": {"1": 101}}, "logit_bias.1"),
         ({"prompt": "x", "stream": "yes"}, "stream"),
         ({}, None),
