@@ -5,6 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import StrEnum
 
+NO_TOKEN = -1
+"""The token of a sequence's only event where `max_tokens` is 0: nothing was drawn."""
+
 
 class AdapterKind(StrEnum):
     """The prompt-learning methods that Waybill serves, named as PEFT's `peft_type` in lower case."""
@@ -120,7 +123,8 @@ class Scoring:
     """What to tell of a prompt's own tokens: log-probabilities under the raw distribution, natural logarithm.
 
     Tokens of segment B from position `start` are scored, which is at least 1: the first has nothing before it. `top`
-    likeliest tokens are told for each. `after` are ids that are scored as the token after the whole prompt.
+    likeliest tokens are told for each. Virtual tokens are no words: they are not scored. `after` are ids that are
+    scored as the token after the whole prompt.
     """
 
     start: int = 1
@@ -143,8 +147,8 @@ class TokenEvent:
 class PromptScores:
     """Log-probabilities of consecutive prompt tokens of one sequence, the first at position `start`.
 
-    `tops` holds the likeliest of each position, empty where none were asked for. `after` comes with the last of a
-    sequence's reports.
+    A virtual token, which is not scored, lies between two reports. `tops` holds the likeliest of each position, empty
+    where none were asked for. `after` comes with the last of a sequence's reports, whose `logprobs` may be empty.
     """
 
     sequence: int

@@ -49,6 +49,7 @@ class FakeStream:
     scoring: Scoring | None = None
     started: Started | None = None
     scores: list[PromptScores] = field(default_factory=list)
+    found: int = 0
     ended: bool = False
     inbox: asyncio.Queue[TokenEvent | WaybillError | None] = field(default_factory=asyncio.Queue)
     output: list[int] = field(default_factory=list)
@@ -165,7 +166,8 @@ class FakeEngine:
         stream = FakeStream(len(self.submitted), tokens, params, adapter, salt, scoring)
         if salt is not None:
             self._asked_tokens += len(tokens)
-            self._cached_tokens += (len(tokens) - 1) * ((tokens, adapter, salt) in self._known)
+            stream.found = (len(tokens) - 1) * ((tokens, adapter, salt) in self._known)
+            self._cached_tokens += stream.found
             self._known.add((tokens, adapter, salt))
         self.submitted.append(stream)
         self._work.set()
@@ -220,7 +222,7 @@ class FakeEngine:
 
     def _advance(self, stream: FakeStream) -> TokenEvent | None:
         if stream.started is None:
-            stream.started = Started(stream.number, queue_ms=1.0, load_ms=0.5)
+            stream.started = Started(stream.number, queue_ms=1.0, load_ms=0.5, cached_tokens=stream.found)
             if stream.scoring is not None:
                 stream.scores.append(_scored(stream, stream.scoring))
         if self.fail_after is not None and len(stream.output) >= self.fail_after:

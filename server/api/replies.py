@@ -49,15 +49,17 @@ class ChoiceReply(BaseModel):
     stop_reason: str | int | None
     token_ids: list[int] = []
     logprobs: list[LogprobReply] = []
+    prompt_logprobs: list[LogprobReply | None] = []
 
 
 class UsageReply(BaseModel):
-    """Tokens; virtual tokens are counted apart."""
+    """Tokens; virtual ones are counted apart. `cached_tokens` of the prompt's were computed for an earlier request."""
 
     prompt_tokens: int
     completion_tokens: int
     total_tokens: int
     virtual_tokens: int
+    cached_tokens: int
 
 
 class TimingsReply(BaseModel):
@@ -143,7 +145,10 @@ class ReplyWriter:
             choice.finish,
             choice.stop_reason,
         )
-        return self._delta(whole)
+        written = self._delta(whole)
+        if entries := choice.prompt_logprobs:
+            written["prompt_logprobs"] = [None if entry is None else _logprob(entry) for entry in entries]
+        return written
 
     def _delta(self, delta: Delta) -> dict[str, Any]:
         written: dict[str, Any] = {
@@ -181,6 +186,7 @@ def _usage(usage: Usage) -> dict[str, int]:
         "completion_tokens": usage.completion_tokens,
         "total_tokens": usage.total_tokens,
         "virtual_tokens": usage.virtual_tokens,
+        "cached_tokens": usage.cached_tokens,
     }
 
 

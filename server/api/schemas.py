@@ -72,9 +72,9 @@ class GenerateRequest(Strict):
         None, description="Name or index of the task of a multitask adapter."
     )
     max_tokens: int | None = Field(
-        None, ge=1, le=1_048_576, description="Tokens to generate at most. Default: 256, or what the context leaves."
+        None, ge=0, le=1_048_576, description="Tokens to generate at most. Default: 256, or what the context leaves."
     )
-    max_new_tokens: int | None = Field(None, ge=1, le=1_048_576, description="Another name of `max_tokens`.")
+    max_new_tokens: int | None = Field(None, ge=0, le=1_048_576, description="Another name of `max_tokens`.")
     min_tokens: int = Field(0, ge=0, le=1_048_576, description="No end of sequence and no stop id before this many.")
     temperature: float = Field(0.0, ge=0, le=5, description="0 always takes the likeliest token.")
     top_k: int = Field(0, ge=-1, le=2**31 - 1, description="0 or -1: off.")
@@ -102,6 +102,9 @@ class GenerateRequest(Strict):
     logprobs: int | None = Field(
         None, ge=0, le=20, description="Log-probability of each token, and of the likeliest k."
     )
+    prompt_logprobs: int | None = Field(
+        None, ge=0, le=20, description="The same for each token of the prompt; not in a stream."
+    )
     timeout_s: float | None = Field(None, gt=0, le=3600, description="Seconds from arrival to the whole answer.")
     stream: bool = Field(False, description="Send the answer as server-sent events.")
     return_token_ids: bool = False
@@ -119,6 +122,8 @@ class GenerateRequest(Strict):
             )
         if None not in (self.max_tokens, self.max_new_tokens) and self.max_tokens != self.max_new_tokens:
             raise ValueError("max_tokens and max_new_tokens are two names of one field and differ")
+        if self.stream and self.prompt_logprobs is not None:
+            raise ValueError("prompt_logprobs are told in a whole reply only, not in a stream")
         for key in self.logit_bias:
             if not (key.isascii() and key.isdigit() and len(key) <= 10):
                 raise ValueError("logit_bias: each name must be a token id")
@@ -142,6 +147,7 @@ class GenerateRequest(Strict):
             seed=self.seed,
             timeout=self.timeout_s,
             return_token_ids=self.return_token_ids,
+            prompt_logprobs=self.prompt_logprobs,
             structure=wanted_structure(self.response_format, self.structured_outputs),
         )
 

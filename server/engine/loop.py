@@ -10,7 +10,7 @@ from queue import Empty, SimpleQueue
 
 from torch import Tensor
 
-from server.core import AdapterSource, PrefixKey, SamplingParams, TokenEvent
+from server.core import NO_TOKEN, AdapterSource, PrefixKey, SamplingParams, TokenEvent
 from server.engine.messages import (
     Abort,
     Check,
@@ -28,7 +28,7 @@ from server.engine.model.runner import Runner
 from server.engine.model.sampler import Draw, DrawRequest, Sampler
 from server.engine.prefixes.read import AdapterTensors
 from server.engine.scheduler.plan import Span, StepPlan
-from server.engine.scheduler.scheduler import NO_TOKEN, Scheduler
+from server.engine.scheduler.scheduler import Scheduler
 from server.engine.scheduler.sequence import Sequence
 from server.errors import AdapterRejected, ContextTooLong, EngineFault, WaybillError
 

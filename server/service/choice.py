@@ -6,12 +6,13 @@ import logging
 import time
 from collections.abc import Callable
 
-from server.core import FinishReason, TokenEvent
+from server.core import NO_TOKEN, FinishReason, TokenEvent
 from server.engine.client import SequenceStream
 from server.engine.messages import Started
 from server.errors import WaybillError
 from server.service.detokenizer import Detokenizer
 from server.service.exchange import Delta, TokenLogprob
+from server.service.prompt_tokens import PromptTokens
 
 logger = logging.getLogger(__name__)
 
@@ -20,13 +21,15 @@ class Choice:
     """One of the call's choices, from submission to its finish reason.
 
     It reads its stream until the sequence ends, a stop string shows up in the text (then the sequence is aborted), or
-    it is ended from outside. `text`, `token_ids` and `logprobs` hold all so far; `take` gives what is new.
+    it is ended from outside. `text`, `token_ids` and `logprobs` hold all so far; `take` gives what is new. What was
+    asked for of the prompt's tokens is complete before the first of its own.
     """
 
     def __init__(
         self,
         index: int,
         stream: SequenceStream,
+        prompt: PromptTokens,
         detokenizer: Detokenizer,
         stop_token_ids: frozenset[int],
         token_text: Callable[[int], str],
@@ -38,6 +41,7 @@ class Choice:
         self.finish: FinishReason | None = None
         self.stop_reason: str | int | None = None
         self._stream = stream
+        self._prompt = prompt
         self._detokenizer = detokenizer
         self._stop_token_ids = stop_token_ids
         self._token_text = token_text
@@ -57,6 +61,21 @@ class Choice:
     def started(self) -> Started | None:
         """When the engine began with it, None before."""
         return self._stream.started
+
+    @property
+    def prompt_token_ids(self) -> tuple[int, ...]:
+        """The prompt's text tokens; virtual ones are left out."""
+        return self._prompt.ids
+
+    @property
+    def prompt_logprobs(self) -> tuple[TokenLogprob | None, ...]:
+        """One for each of `prompt_token_ids`, None for those that have none, as the first; () where none were asked."""
+        return self._prompt.logprobs(self._stream.scores) if self._stream.scores else ()
+
+    @property
+    def cached_tokens(self) -> int:
+        """Text tokens of the prompt that were computed for an earlier call; those of the prefix are not counted."""
+        return 0 if self.started is None else self._prompt.cached(self.started.cached_tokens)
 
     def read(self, wake: Callable[[], None], ended: Callable[[WaybillError | None], None]) -> None:
         """From now on take in what the stream brings, calling `wake` after each token, and `ended` once at its end."""
@@ -106,6 +125,10 @@ class Choice:
         if self._last_token is not None:
             self._observe_gap(now - self._last_token)
         self._last_token = now
+        if event.token == NO_TOKEN:
+            assert event.finish is not None, "the only event of a sequence that draws nothing is its last"
+            self._finish(event.finish, None)
+            return
         self._note(event)
         if event.finish is FinishReason.STOP:
             # The token that ends a sequence is no part of its text.

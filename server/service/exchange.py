@@ -102,7 +102,7 @@ class AdapterUsed:
 
 @dataclass(frozen=True, slots=True)
 class TokenLogprob:
-    """One drawn token's log-probability under the raw distribution, and the likeliest candidates there."""
+    """One token's log-probability under the raw distribution, and the likeliest candidates there."""
 
     token_id: int
     token: str
@@ -124,11 +124,15 @@ class Delta:
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """Tokens of the call: virtual tokens are counted apart and are not part of `prompt_tokens`."""
+    """Tokens of the call: virtual tokens are counted apart and are not part of `prompt_tokens`.
+
+    `cached_tokens` of the prompt's were computed for an earlier call.
+    """
 
     prompt_tokens: int
     completion_tokens: int
     virtual_tokens: int
+    cached_tokens: int = 0
 
     @property
     def total_tokens(self) -> int:

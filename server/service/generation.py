@@ -6,7 +6,7 @@ import asyncio
 import secrets
 import time
 
-from server.core import AdapterSource, BaseModel, FinishReason, PrefixKey, SamplingParams
+from server.core import AdapterSource, BaseModel, FinishReason, PrefixKey, SamplingParams, Scoring
 from server.engine.client import EngineClient, SequenceStream
 from server.engine.messages import Hello
 from server.errors import ContextTooLong, DeadlineReached, InvalidRequest, WaybillError
@@ -22,6 +22,7 @@ from server.service.exchange import (
     GenerateCommand,
     Usage,
 )
+from server.service.prompt_tokens import PromptTokens
 from server.service.prompting import Prompter, RenderedPrompt
 from server.service.run import Run
 from server.service.seeds import choice_seed
@@ -88,6 +89,8 @@ class GenerationService:
         """Refuse what is wrong whatever the adapter."""
         if places > MAX_SEQUENCES:
             raise InvalidRequest(f"prompts times n is {places}; the most is {MAX_SEQUENCES}", param="n")
+        if command.max_tokens == 0 and command.prompt_logprobs is None:
+            raise InvalidRequest("max_tokens is 0, which is for prompt_logprobs alone", param="max_tokens")
         vocabulary = self._base.vocab_size
         named = [("stop_token_ids", command.sampling.stop_token_ids)]
         named.append(("logit_bias", tuple(token for token, _ in command.sampling.logit_bias)))
@@ -128,13 +131,14 @@ class GenerationService:
         hello = self._engine.hello
         sources = [None if version is None else self._source(version, prompt) for prompt in rendered]
         limits = [_max_tokens(command, prompt, source, hello) for prompt, source in zip(rendered, sources, strict=True)]
+        scoring = None if command.prompt_logprobs is None else Scoring(top=command.prompt_logprobs)
         choices: list[Choice] = []
         try:
             for prompt, source, max_tokens in zip(rendered, sources, limits, strict=True):
                 for number in range(command.n):
                     params = _params(command, max_tokens, choice_seed(seed, number))
-                    stream = self._engine.submit(prompt.tokens, params, source, tenant.name)
-                    choices.append(self._choice(len(choices), stream, command))
+                    stream = self._engine.submit(prompt.tokens, params, source, tenant.name, scoring)
+                    choices.append(self._choice(len(choices), stream, prompt, command))
         except BaseException:
             for choice in choices:
                 choice.abort()
@@ -151,7 +155,12 @@ class GenerationService:
             choices,
             adapter=None if version is None else _used(version),
             seed=seed,
-            usage=lambda completion: Usage(text_tokens, completion, virtual_tokens),
+            usage=lambda completion: Usage(
+                text_tokens,
+                completion,
+                virtual_tokens,
+                sum(choice.cached_tokens for choice in choices[:: command.n]),  # a prompt counts once, as it does above
+            ),
             arrived=arrived,
             deadline=None if command.timeout is None else arrived + command.timeout,
             details=command.details,
@@ -160,10 +169,11 @@ class GenerationService:
         self._runs.add(run)
         return run
 
-    def _choice(self, index: int, stream: SequenceStream, command: GenerateCommand) -> Choice:
+    def _choice(self, index: int, stream: SequenceStream, prompt: RenderedPrompt, command: GenerateCommand) -> Choice:
         return Choice(
             index,
             stream,
+            PromptTokens(prompt, self._base.vocab_size, self._tokenizer.token_text),
             Detokenizer(self._tokenizer, command.stop, min_tokens=command.sampling.min_tokens),
             frozenset(command.sampling.stop_token_ids),
             self._tokenizer.token_text,

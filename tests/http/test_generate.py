@@ -15,7 +15,13 @@ async def test_whole_reply_has_every_field(api: Api) -> None:
     assert reply["model"] == "bytes"
     assert reply["adapter"] is None
     assert reply["seed"] == 7
-    assert reply["usage"] == {"prompt_tokens": 5, "completion_tokens": 5, "total_tokens": 10, "virtual_tokens": 0}
+    assert reply["usage"] == {
+        "prompt_tokens": 5,
+        "completion_tokens": 5,
+        "total_tokens": 10,
+        "virtual_tokens": 0,
+        "cached_tokens": 0,
+    }
     assert set(reply["timings"]) == {"queue_ms", "load_ms", "ttft_ms", "total_ms"}
     (choice,) = reply["choices"]
     assert set(choice) == {"index", "text", "finish_reason", "stop_reason"}

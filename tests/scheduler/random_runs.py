@@ -6,9 +6,9 @@ import random
 from collections import deque
 from dataclasses import asdict, dataclass, field
 
-from server.core import AdapterKind, AdapterSource, FinishReason, PrefixKey, SamplingParams
+from server.core import NO_TOKEN, AdapterKind, AdapterSource, FinishReason, PrefixKey, SamplingParams
 from server.engine.scheduler.plan import StepPlan
-from server.engine.scheduler.scheduler import NO_TOKEN, Limits, Scheduler
+from server.engine.scheduler.scheduler import Limits, Scheduler
 from server.engine.scheduler.sequence import Sequence, Status
 from tests.scheduler.simulation import EOS, VOCAB, SimulatedEngine, adapter, answer
 

@@ -15,7 +15,7 @@ from collections import deque
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 
-from server.core import AdapterSource, FinishReason, PrefixKey
+from server.core import NO_TOKEN, AdapterSource, FinishReason, PrefixKey
 from server.engine.scheduler.blocks import BlockAllocator
 from server.engine.scheduler.limits import Limits
 from server.engine.scheduler.plan import Install, Prefix, Span, StepPlan
@@ -24,13 +24,10 @@ from server.engine.scheduler.residency import Entry, Residency
 from server.engine.scheduler.sequence import Sequence, Status
 from server.engine.scheduler.waiting import Turns, Waiting
 
-__all__ = ["COMPILES", "NO_TOKEN", "Limits", "Outcome", "Scheduler", "Stats"]
+__all__ = ["COMPILES", "Limits", "Outcome", "Scheduler", "Stats"]
 
 COMPILES = -1
 """The sequence id of a compile span."""
-
-NO_TOKEN = -1
-"""The token of the outcome of a sequence that draws none (`max_tokens == 0`)."""
 
 
 @dataclass(frozen=True, slots=True)
