@@ -13,6 +13,9 @@ from fastapi import FastAPI
 from server.api import adapters, errors, generate, health, models, openapi
 from server.api.middleware import LoopbackOnly, RequestLog
 from server.api.schemas import GenerateRequest
+from server.api.tgi import info as tgi_info
+from server.api.tgi import routes as tgi_routes
+from server.api.tgi.schemas import TgiRequest
 from server.engine.client import EngineClient, ProcessEngine
 from server.formats.judge import AdapterLimits
 from server.metrics import Metrics
@@ -29,8 +32,8 @@ from server.store.local import AdapterStore
 def create_app(settings: Settings, plan: Plan, engine: EngineClient | None = None) -> FastAPI:
     """Return the whole server as an ASGI app; its lifespan starts the engine and ends it.
 
-    `engine` is a fake in tests. What the routes need stands in `app.state`: keys, gate, engine, base, metrics,
-    generation, adapters, max_upload; `refusal` is why the engine would not start.
+    `engine` is a fake in tests. What the routes need stands in `app.state`: keys, gate, engine, base, tokenizer,
+    metrics, generation, adapters, max_upload; `refusal` is why the engine would not start.
     """
     base = plan.engine.base
     engine = engine or ProcessEngine(plan.engine)
@@ -75,6 +78,7 @@ def create_app(settings: Settings, plan: Plan, engine: EngineClient | None = Non
     app.state.gate = gate
     app.state.engine = engine
     app.state.base = base
+    app.state.tokenizer = tokenizer
     app.state.metrics = metrics
     app.state.adapters = adapter_service
     app.state.max_upload = plan.max_upload
@@ -96,7 +100,8 @@ def create_app(settings: Settings, plan: Plan, engine: EngineClient | None = Non
 
 def _add_routes(app: FastAPI) -> None:
     """Everything is behind a key, except probes and metrics."""
-    for part in (generate, adapters, models, health):
+    for part in (generate, adapters, models, health, tgi_routes, tgi_info):
         app.include_router(part.router)
+    app.include_router(tgi_info.open_router)
     errors.install(app)
-    openapi.install(app, (GenerateRequest,))
+    openapi.install(app, (GenerateRequest, TgiRequest))

@@ -92,6 +92,7 @@ class GenerationFields(Strict):
     top_k: int = Field(0, ge=-1, le=2**31 - 1, description="0 or -1: off.")
     top_p: float = Field(1.0, gt=0, le=1)
     min_p: float = Field(0.0, ge=0, le=1)
+    typical_p: float = Field(1.0, gt=0, le=1, description="Of what the other filters leave, the most typical tokens.")
     repetition_penalty: float = Field(1.0, gt=0, le=10, description="On tokens of prompt and output; 1: off.")
     presence_penalty: float = Field(0.0, ge=-2, le=2, description="On tokens of the output.")
     frequency_penalty: float = Field(0.0, ge=-2, le=2, description="On tokens of the output, by count.")
@@ -164,6 +165,7 @@ class GenerationFields(Strict):
             top_k=max(self.top_k, 0),
             top_p=self.top_p,
             min_p=self.min_p,
+            typical_p=self.typical_p,
             repetition_penalty=self.repetition_penalty,
             presence_penalty=self.presence_penalty,
             frequency_penalty=self.frequency_penalty,

@@ -23,13 +23,18 @@ async def live() -> dict[str, str]:
 @router.get("/health/ready")
 async def ready(request: Request) -> dict[str, str]:
     """Say whether new work is taken: 503 while the engine is down or the server is shutting down."""
+    require_ready(request)
+    return {"status": "ready"}
+
+
+def require_ready(request: Request) -> None:
+    """Raise Draining or EngineRestarting where no new work is taken."""
     gate: Gate = request.app.state.gate
     engine: EngineClient = request.app.state.engine
     if gate.draining:
         raise Draining("the server is shutting down", retry_after=5)
     if not engine.ready:
         raise EngineRestarting("the engine is being restarted", retry_after=5)
-    return {"status": "ready"}
 
 
 @router.get("/metrics")

@@ -100,7 +100,7 @@ class ReplyWriter:
             "object": "text_generation",
             "created": run.created,
             "model": model,
-            "adapter": None if run.adapter is None else _adapter(run.adapter),
+            "adapter": None if run.adapter is None else adapter_reply(run.adapter),
         }
 
     def whole(self) -> dict[str, Any]:
@@ -164,7 +164,7 @@ class ReplyWriter:
         return written
 
 
-def _adapter(used: AdapterUsed) -> dict[str, Any]:
+def adapter_reply(used: AdapterUsed) -> dict[str, Any]:
     return {
         "name": used.name,
         "version": used.version,

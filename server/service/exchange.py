@@ -32,6 +32,7 @@ class Sampling:
     stop_token_ids: tuple[int, ...] = ()
     ignore_eos: bool = False
     logprobs: int | None = None
+    typical_p: float = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,7 +115,10 @@ class TokenLogprob:
 
 @dataclass(frozen=True, slots=True)
 class Delta:
-    """What one choice gained since the last delta. `finish` is set on its last."""
+    """What one choice gained since the last delta. `finish` is set on its last.
+
+    `pieces` are the text that each of the tokens made certain; the last delta's text may go on behind them.
+    """
 
     index: int
     text: str
@@ -122,6 +126,7 @@ class Delta:
     logprobs: tuple[TokenLogprob, ...] = ()
     finish: FinishReason | None = None
     stop_reason: str | int | None = None
+    pieces: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -243,6 +243,7 @@ def _params(command: GenerateCommand, max_tokens: int, seed: int) -> SamplingPar
         stop_token_ids=sampling.stop_token_ids,
         ignore_eos=sampling.ignore_eos,
         logprobs=sampling.logprobs,
+        typical_p=sampling.typical_p,
     )
 
 

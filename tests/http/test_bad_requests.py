@@ -187,6 +187,7 @@ async def test_the_api_describes_itself(api: Api) -> None:
     assert set(document["paths"]) == {
         "/v1/generate", "/v1/adapters", "/v1/adapters/{name}", "/v1/models",
         "/health/live", "/health/ready", "/metrics",
+        "/", "/generate", "/generate_stream", "/info", "/health", "/ping",
     }  # fmt: skip
     fields = document["components"]["schemas"]["GenerateRequest"]["properties"]
     assert fields["temperature"]["maximum"] == 5

@@ -46,6 +46,7 @@ SHARED: dict[str, tuple[Case, ...]] = {
     "top_k": (Heard(3, shows="engine"), Refused(-2)),
     "top_p": (Heard(0.5, shows="engine"), Refused(0)),
     "min_p": (Heard(0.5, shows="engine"), Refused(2)),
+    "typical_p": (Heard(0.5, shows="engine"), Refused(0)),
     "repetition_penalty": (Heard(1.5, shows="engine"), Refused(0)),
     "presence_penalty": (Heard(1.5, shows="engine"), Refused(3)),
     "frequency_penalty": (Heard(1.5, shows="engine"), Refused(3)),
