@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from importlib.metadata import version
@@ -10,8 +11,12 @@ from pathlib import Path
 
 from fastapi import FastAPI
 
-from server.api import adapters, errors, generate, health, models, openapi
+from server.api import adapters, errors, generate, health, openapi
 from server.api.middleware import LoopbackOnly, RequestLog
+from server.api.openai import models as openai_models
+from server.api.openai import routes as openai_routes
+from server.api.openai.chat import ChatRequest
+from server.api.openai.completions import CompletionRequest
 from server.api.schemas import GenerateRequest
 from server.api.tgi import info as tgi_info
 from server.api.tgi import routes as tgi_routes
@@ -32,8 +37,8 @@ from server.store.local import AdapterStore
 def create_app(settings: Settings, plan: Plan, engine: EngineClient | None = None) -> FastAPI:
     """Return the whole server as an ASGI app; its lifespan starts the engine and ends it.
 
-    `engine` is a fake in tests. What the routes need stands in `app.state`: keys, gate, engine, base, tokenizer,
-    metrics, generation, adapters, max_upload; `refusal` is why the engine would not start.
+    `engine` is a fake in tests. What the routes need stands in `app.state`: keys, gate, engine, base, created (Unix
+    time), tokenizer, metrics, generation, adapters, max_upload; `refusal` is why the engine would not start.
     """
     base = plan.engine.base
     engine = engine or ProcessEngine(plan.engine)
@@ -78,6 +83,7 @@ def create_app(settings: Settings, plan: Plan, engine: EngineClient | None = Non
     app.state.gate = gate
     app.state.engine = engine
     app.state.base = base
+    app.state.created = int(time.time())
     app.state.tokenizer = tokenizer
     app.state.metrics = metrics
     app.state.adapters = adapter_service
@@ -100,8 +106,8 @@ def create_app(settings: Settings, plan: Plan, engine: EngineClient | None = Non
 
 def _add_routes(app: FastAPI) -> None:
     """Everything is behind a key, except probes and metrics."""
-    for part in (generate, adapters, models, health, tgi_routes, tgi_info):
+    for part in (generate, adapters, openai_routes, openai_models, health, tgi_routes, tgi_info):
         app.include_router(part.router)
     app.include_router(tgi_info.open_router)
     errors.install(app)
-    openapi.install(app, (GenerateRequest, TgiRequest))
+    openapi.install(app, (GenerateRequest, CompletionRequest, ChatRequest, TgiRequest))

@@ -14,6 +14,7 @@ import tokenizers
 from tokenizers import AddedToken
 
 from server.errors import InvalidRequest
+from server.service.token_bytes import token_bytes
 
 Part = tuple[str, bool]
 """A stretch of text, and whether it is a request's data: then nothing in it means a special token."""
@@ -78,6 +79,7 @@ class Tokenizer:
         self._originals = {self._literal.token_to_id(t): self._special_ids[s] for s, t in self._twins.items()}
         # A tokenizer's own "unknown" is special too, but ordinary text may come to it.
         self._ones: dict[int, str] = {}  # at most one for each id of the vocabulary
+        self._bytes: dict[int, bytes] = {}  # here too
         self.special_shown = SpecialShown(self._usual)
         """Decodes as this does, but shows special tokens."""
         self._never_text = self.special_ids - {self._special_ids.get(self.names.get("unk_token", ""))}
@@ -154,6 +156,13 @@ class Tokenizer:
     def token_text(self, token: int) -> str:
         """Return one token as text, special tokens by their name; part of a character shows as U+FFFD."""
         return self.special_shown.decode_one(token)
+
+    def token_bytes(self, token: int) -> bytes:
+        """Return one token's bytes, special tokens by their name; they may begin or end within a character."""
+        data = self._bytes.get(token)
+        if data is None:
+            data = self._bytes[token] = token_bytes(self._usual.id_to_token(token), self.token_text(token))
+        return data
 
     def _offsets(self, text: str) -> list[tuple[int, int]]:
         """Return where in a plain text each of its tokens begins and ends."""

@@ -6,7 +6,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from server.api.schemas import StopString
+from server.api.fields import StopString
 from server.api.strict import Strict
 from server.api.structure import SchemaObject, TgiGrammar
 from server.service.exchange import GenerateCommand, Sampling, Structure
