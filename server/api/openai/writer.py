@@ -66,7 +66,7 @@ class OpenAIWriter(ABC):
     ends_with_done = True
 
     def __init__(self, run: Run, body: OpenAIFields, *, identifier: str, whole: str, chunk: str, model: str) -> None:
-        """`whole` and `chunk` are the `object` of a reply and of a stream's event; `identifier` and `model` are told."""
+        """`whole` and `chunk` are the `object` of a reply and of a stream's event; `identifier` is its `id`."""
         self._run = run
         self._body = body
         self._head: dict[str, Any] = {
