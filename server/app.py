@@ -42,7 +42,8 @@ def create_app(settings: Settings, plan: Plan, engine: EngineClient | None = Non
     """Return the whole server as an ASGI app; its lifespan starts the engine and ends it.
 
     `engine` is a fake in tests. What the routes need stands in `app.state`: keys, gate, engine, base, created (Unix
-    time), tokenizer, metrics, generation, tokenizing, adapters, max_upload; `refusal` is why the engine would not start.
+    time), tokenizer, metrics, generation, tokenizing, adapters, max_upload; `refusal` is why the engine would not
+    start.
     """
     base = plan.engine.base
     engine = engine or ProcessEngine(plan.engine)

@@ -84,6 +84,11 @@ class ChatRequest(OpenAIFields):
     prompt_cache_key: Annotated[None, only(None, because="send cache_salt to keep caches apart")] = None
     safety_identifier: Annotated[None, only(None, because="send user, which goes to the log")] = None
 
+    @property
+    def length_field(self) -> str:
+        """Which of its two names the field of the length was sent under."""
+        return "max_tokens" if self.max_completion_tokens is None else "max_completion_tokens"
+
     def command(self, adapter: str | None) -> GenerateCommand:
         """Return the request as the service takes it. Raises InvalidRequest."""
         if self.top_logprobs is not None and not self.logprobs:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TypeVar
 
 from fastapi import Request
 from starlette.responses import Response
@@ -28,8 +27,6 @@ from server.service.run import Run
 from server.service.tenants import Tenant
 
 router = protected_router("/v1")
-
-Body = TypeVar("Body", bound=OpenAIFields)
 
 
 @router.post(
@@ -58,16 +55,23 @@ async def chat_completions(request: Request, tenant: CurrentTenant) -> Response:
     """Write the assistant's next message of a conversation."""
     body = await read_json(request, ChatRequest, MAX_BODY)
     state = request.app.state
-    run = await _open(request, tenant, body, body.command)
+    run = await _open(request, tenant, body, body.command, length=body.length_field)
     request_id, model = record_of(request.scope).request_id, body.model or state.base.name
     writer = ChatWriter(run, body, state.tokenizer, request_id=request_id, model=model)
     return await answer(request, run, writer, stream=body.stream)
 
 
 async def _open(
-    request: Request, tenant: Tenant, body: OpenAIFields, command: Callable[[str | None], GenerateCommand]
+    request: Request,
+    tenant: Tenant,
+    body: OpenAIFields,
+    command: Callable[[str | None], GenerateCommand],
+    length: str = "max_tokens",
 ) -> Run:
-    """Open the run that the body asks for, and let the log line say what the body names."""
+    """Open the run that the body asks for, and let the log line say what the body names.
+
+    Errors speak of the fields that were sent: `length` is the one that says how long the text may be.
+    """
     state, record = request.app.state, record_of(request.scope)
     record.user = body.user or ""
     record.request_id = body.request_id or record.request_id
@@ -76,4 +80,5 @@ async def _open(
     try:
         return await unless_gone(request.receive, service.open(tenant, command(selection.adapter)), Run.close)
     except WaybillError as error:
+        error.param = length if error.param == "max_tokens" else error.param
         raise reraised(error, selection.model) from None
