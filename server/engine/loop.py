@@ -203,6 +203,8 @@ class Engine:
             self._held.pop(key, None)
         for source in plan.load:
             self._readers.submit(self._load, source)
+        for copy in plan.copy:
+            self._runner.backend.copy(copy.source, copy.target, copy.tokens)
         if plan.zero:
             self._runner.backend.zero(plan.zero)
         for install in plan.install:
