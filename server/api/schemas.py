@@ -11,7 +11,12 @@ from server.service.exchange import GenerateCommand, Prompt, Sampling
 TokenId = Annotated[int, Field(ge=0, le=2**31 - 1)]
 StopString = Annotated[str, Field(min_length=1, max_length=256)]
 
+Label = Annotated[str, Field(min_length=1, max_length=256)]
+
 MAX_BIASES = 1024
+
+BESIDE_LABELS = frozenset({"adapter", "prompt", "messages", "fields", "task", "timeout_s", "labels"})
+"""Fields that say something where the answer is one of given labels; all others are about drawing tokens."""
 
 
 def _prompt_shape(value: Any) -> str:
@@ -117,6 +122,9 @@ class GenerateRequest(Strict):
     prompt_logprobs: int | None = Field(
         None, ge=0, le=20, description="The same for each token of the prompt; not in a stream."
     )
+    labels: Annotated[list[Label], Field(min_length=1, max_length=256)] | None = Field(
+        None, description="The answer is the likeliest of these texts; nothing is drawn."
+    )
     timeout_s: float | None = Field(None, gt=0, le=3600, description="Seconds from arrival to the whole answer.")
     stream: bool = Field(False, description="Send the answer as server-sent events.")
     return_token_ids: bool = False
@@ -132,10 +140,20 @@ class GenerateRequest(Strict):
             raise ValueError("max_tokens and max_new_tokens are two names of one field and differ")
         if self.stream and self.prompt_logprobs is not None:
             raise ValueError("prompt_logprobs are told in a whole reply only, not in a stream")
+        if self.labels is not None:
+            self._require_only_labels(self.labels)
         for key in self.logit_bias:
             if not (key.isascii() and key.isdigit() and len(key) <= 10):
                 raise ValueError("logit_bias: each name must be a token id")
         return self
+
+    def _require_only_labels(self, labels: list[str]) -> None:
+        if len(set(labels)) < len(labels):
+            raise ValueError("labels: each is given once")
+        for name in sorted(self.model_fields_set - BESIDE_LABELS):
+            default = type(self).model_fields[name].get_default(call_default_factory=True)
+            if getattr(self, name) != default:
+                raise ValueError(f"{name} cannot be sent with labels: nothing is drawn, and the answer is whole")
 
     def command(self) -> GenerateCommand:
         """Return the request as the service takes it."""
@@ -155,6 +173,7 @@ class GenerateRequest(Strict):
             timeout=self.timeout_s,
             return_token_ids=self.return_token_ids,
             prompt_logprobs=self.prompt_logprobs,
+            labels=tuple(self.labels or ()),
         )
 
     def _sampling(self) -> Sampling:
