@@ -20,25 +20,14 @@ from server.core import AdapterKind
 from server.formats.base import read_base_model
 from server.settings import Settings, make_plan
 from tests.http.conftest import MACHINE
-from tests.http.folders import byte_alphabet
 from tests.labels.inline import InlineEngine
 from tests.parity.oracle import SavedAdapter, save_adapter
 from tests.tiny_models import VOCAB_SIZE, tiny_model
 
-MERGES = [
-    (" ", "s"),
-    (" s", "p"),
-    ("a", "m"),
-    (" sp", "am"),
-    ("h", "am"),
-    ("n", "o"),
-    ("e", "s"),
-    ("y", "es"),
-    ("t", "y"),
-]
+MERGES = ["Ġ s", "Ġs p", "a m", "Ġsp am", "h am", "n o", "e s", "y es", "t y"]
 """No pre-tokenizer keeps them from crossing blanks, so a label's first letter may merge with the prompt's last."""
 
-LABELS = [" spam", " ham", "yes", "no", "y", "yesno", " spam or ham, who knows", " spam or ham, who cares", "?"]
+LABELS = ["am", " spam", " ham", "yes", "no", "y", "yesno", " spam or ham, who knows", " spam or ham, who cares", "?"]
 PROMPTS = ["Is it? ", "The word is no", "To be or not", "x" * 70 + " t", "x" * 70 + " sp"]
 """The last two go through several blocks and steps; a label's y, or am, merges with their last letters."""
 
@@ -50,12 +39,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny random model with a byte-level tokenizer that merges."""
     path = tmp_path_factory.mktemp("merging")
     tiny_model("llama").save_pretrained(path)
-    letters = byte_alphabet()
-    written = [tuple("".join(letters[byte] for byte in part.encode()) for part in pair) for pair in MERGES]
-    vocabulary = {letters[byte]: byte for byte in range(256)}
-    for left, right in written:
-        vocabulary[left + right] = len(vocabulary)
-    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=written))
+    merges = [(left, right) for left, right in map(str.split, MERGES)]
+    pieces = [*sorted(pre_tokenizers.ByteLevel.alphabet()), *(left + right for left, right in merges)]
+    tokenizer = Tokenizer(models.BPE(vocab={piece: number for number, piece in enumerate(pieces)}, merges=merges))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     tokenizer.decoder = decoders.ByteLevel()
     tokenizer.save(str(path / "tokenizer.json"))
@@ -82,9 +68,12 @@ async def serving(folder: Path, store: Path, **settings: Any) -> AsyncIterator[t
             yield client, engine
 
 
+def files_of(folder: Path) -> list[tuple[str, tuple[str, bytes]]]:
+    return [("files", (path.name, path.read_bytes())) for path in sorted(folder.iterdir()) if path.name != "README.md"]
+
+
 async def publish(client: httpx.AsyncClient, name: str, folder: Path) -> None:
-    files = [("files", (path.name, path.read_bytes())) for path in sorted(folder.iterdir()) if path.name != "README.md"]
-    response = await client.post("/v1/adapters", data={"name": name}, files=files)
+    response = await client.post("/v1/adapters", data={"name": name}, files=files_of(folder))
     assert response.status_code == 201, response.text
 
 
@@ -156,7 +145,7 @@ def table_logits(table: Tensor) -> LogitsOf:
 async def test_labels_of_the_base_model(
     folder: Path, encode: Callable[[str], list[int]], tmp_path: Path, attention: str, prompt_cache: str
 ) -> None:
-    assert encode("not" + "yes") != encode("not") + encode("yes"), "a label has to merge with a prompt's end"
+    assert encode("noty") != encode("not") + encode("y"), "a label has to merge with a prompt's end"
     async with serving(folder, tmp_path, attention=attention, prompt_cache=prompt_cache) as (client, _):
         choices = await labels_of(client, prompt=PROMPTS, labels=LABELS)
         again = await labels_of(client, prompt=PROMPTS, labels=LABELS)
