@@ -111,7 +111,7 @@ def test_metrics() -> None:
 def test_log_fields() -> None:
     documented = {name for row in rows(section(OPERATIONS, "Logs")) for name in code(row[0])}
     record = RequestRecord(
-        "id", "GET", "/", "tenant", "key", 200, "error", "adapter", "sha256:", 1, 1, queue_ms=1.0, ttft_ms=1.0
+        "id", "GET", "/", "tenant", "key", "user", 200, "error", "adapter", "sha256:", 1, 1, queue_ms=1.0, ttft_ms=1.0
     )
     assert documented == set(record.line())
 
