@@ -195,6 +195,7 @@ async def test_the_api_describes_itself(api: Api) -> None:
         "/v1/generate", "/v1/adapters", "/v1/adapters/{name}", "/v1/models",
         "/health/live", "/health/ready", "/metrics",
         "/", "/generate", "/generate_stream", "/info", "/health", "/ping",
+        "/v1/completions", "/v1/chat/completions", "/v1/models/{model}", "/tokenize", "/detokenize", "/tokenizer_info",
     }  # fmt: skip
     fields = document["components"]["schemas"]["GenerateRequest"]["properties"]
     assert fields["temperature"]["maximum"] == 5

@@ -148,7 +148,9 @@ async def test_labels_with_adapters(
 async def test_what_is_about_drawing_tokens_is_refused_unless_it_says_nothing(api: Api, name: str) -> None:
     others: dict[str, Any] = {
         "logit_bias": {"5": 1}, "stop": "x", "stop_token_ids": [5], "ignore_eos": True, "stream": True, "n": 2,
-        "return_token_ids": True, "top_p": 0.5, "repetition_penalty": 1.5,
+        "return_token_ids": True, "top_p": 0.5, "repetition_penalty": 1.5, "typical_p": 0.5,
+        "include_stop_str_in_output": True, "skip_special_tokens": False, "response_format": {"type": "json_object"},
+        "structured_outputs": {"regex": "a"},
     }  # fmt: skip
     body = {"prompt": "x", "labels": ["a"]}
     message = refused(await api.generate(**body, **{name: others.get(name, 1)}), 400, "invalid_request", None)
