@@ -84,6 +84,21 @@ class Prompter:
             prefix, tokens = self._rows(spec), self._plain(prompt, last, add_special_tokens)
         return self._rendered(prefix, tokens, task_index)
 
+    def admit(self, text: str, param: str) -> None:
+        """Refuse, before the work of tokenising, text that is far too long or is no text.
+
+        Raises ContextTooLong, InvalidRequest.
+        """
+        if len(text) > self._max_chars:
+            raise ContextTooLong(
+                f"the text has {len(text)} characters; the context cannot hold more than {self._max_chars}", param=param
+            )
+        if not text.isascii():
+            try:
+                text.encode()
+            except UnicodeEncodeError:
+                raise InvalidRequest("the text holds half of a surrogate pair", param=param) from None
+
     def _rendered(self, prefix: tuple[int, ...], tokens: tuple[int, ...], task_index: int) -> RenderedPrompt:
         if not tokens:
             if not prefix:
@@ -112,7 +127,7 @@ class Prompter:
 
     def _plain(self, prompt: str | Sequence[int], last: int | None, add_special_tokens: bool) -> tuple[int, ...]:
         if isinstance(prompt, str):
-            self._admit(prompt, "prompt")
+            self.admit(prompt, "prompt")
             ids = self._tokenizer.encode(prompt, add_special_tokens=add_special_tokens, last=last)
             return self._known(ids, "prompt")
         for token in prompt:
@@ -132,7 +147,7 @@ class Prompter:
             raise InvalidRequest("this base model has no chat template: send prompt", param="messages")
         place = "start" if spec is None else spec.chat
         before, after = self._chat.render(messages, place, add_generation_prompt=add_generation_prompt)
-        self._admit("".join(text for text, _ in (*before, *after)), "messages")
+        self.admit("".join(text for text, _ in (*before, *after)), "messages")
         rows, head, tail = self._rows(spec), self._run(before, "messages"), self._run(after, "messages")
         return (rows, tail) if place == "start" else ((), head + rows + tail)
 
@@ -187,7 +202,7 @@ class Prompter:
         return texts
 
     def _ruled(self, text: str, rule: FieldRule, param: str) -> str:
-        self._admit(text, param)
+        self.admit(text, param)
         if rule.max_tokens is None:
             return text
         length = len(self._tokenizer.encode_run([(text, True)]).ids)
@@ -252,18 +267,6 @@ class Prompter:
             text = self._tokenizer.token_text(max(ids))
             raise InvalidRequest(f"the base model has no embedding for {text!r}", param=param)
         return ids
-
-    def _admit(self, text: str, param: str) -> None:
-        """Refuse, before the work of tokenising, text that is far too long or is no text."""
-        if len(text) > self._max_chars:
-            raise ContextTooLong(
-                f"the text has {len(text)} characters; the context cannot hold more than {self._max_chars}", param=param
-            )
-        if not text.isascii():
-            try:
-                text.encode()
-            except UnicodeEncodeError:
-                raise InvalidRequest("the text holds half of a surrogate pair", param=param) from None
 
 
 def _task_index(spec: AdapterSpec | None, task: int | str | None) -> int:

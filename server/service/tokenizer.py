@@ -14,6 +14,7 @@ import tokenizers
 from tokenizers import AddedToken
 
 from server.errors import InvalidRequest
+from server.service.token_bytes import token_bytes
 
 Part = tuple[str, bool]
 """A stretch of text, and whether it is a request's data: then nothing in it means a special token."""
@@ -69,6 +70,8 @@ class Tokenizer:
         """The strings that mean special tokens, longest first."""
         self._specials = re.compile("(" + ("|".join(map(re.escape, self.special_tokens)) or "(?!)") + ")")
         self.bos_token = self.names.get("bos_token")
+        self.class_name = str(config.get("tokenizer_class") or "PreTrainedTokenizerFast")
+        """The class that `transformers` would make of it."""
         self.vocab_size = self._usual.get_vocab_size(with_added_tokens=True)
         self.max_token_chars = max(map(len, self._usual.get_vocab(with_added_tokens=True)), default=1)
         """Characters of the longest token: no text is encoded to fewer than its length over this many tokens."""
@@ -78,6 +81,7 @@ class Tokenizer:
         self._originals = {self._literal.token_to_id(t): self._special_ids[s] for s, t in self._twins.items()}
         # A tokenizer's own "unknown" is special too, but ordinary text may come to it.
         self._ones: dict[int, str] = {}  # at most one for each id of the vocabulary
+        self._bytes: dict[int, bytes] = {}  # here too
         self.special_shown = SpecialShown(self._usual)
         """Decodes as this does, but shows special tokens."""
         self._never_text = self.special_ids - {self._special_ids.get(self.names.get("unk_token", ""))}
@@ -96,6 +100,14 @@ class Tokenizer:
         (encoding,) = self._usual.encode_batch_fast([text], add_special_tokens=False)
         encoding.truncate(last - added, direction="left")
         return tuple(self._usual.post_process(encoding, None, add_special_tokens).ids)
+
+    def locate(self, text: str, *, add_special_tokens: bool = True) -> list[tuple[int, int, int]]:
+        """Return the ids that `encode` returns, each with the characters (from, to) of the text that it stands for.
+
+        A token that the tokenizer adds by itself stands for none.
+        """
+        (encoding,) = self._usual.encode_batch([text], add_special_tokens=add_special_tokens)
+        return [(token, start, end) for token, (start, end) in zip(encoding.ids, encoding.offsets, strict=True)]
 
     def encode_run(self, parts: Sequence[Part]) -> EncodedRun:
         """Return the ids of the parts as one string, so that merges cross their borders, without automatic tokens.
@@ -154,6 +166,17 @@ class Tokenizer:
     def token_text(self, token: int) -> str:
         """Return one token as text, special tokens by their name; part of a character shows as U+FFFD."""
         return self.special_shown.decode_one(token)
+
+    def piece(self, token: int) -> str:
+        """Return one token as the vocabulary writes it."""
+        return self._usual.id_to_token(token) or ""
+
+    def token_bytes(self, token: int) -> bytes:
+        """Return one token's bytes, special tokens by their name; they may begin or end within a character."""
+        data = self._bytes.get(token)
+        if data is None:
+            data = self._bytes[token] = token_bytes(self._usual.id_to_token(token), self.token_text(token))
+        return data
 
     def _offsets(self, text: str) -> list[tuple[int, int]]:
         """Return where in a plain text each of its tokens begins and ends."""
