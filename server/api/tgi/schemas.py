@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Annotated, Literal, Self
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import Field, model_validator
 
-from server.api.fields import StopString
+from server.api.fields import MAX_TOKENS, Adapter, StopString, only
 from server.api.strict import Strict
 from server.api.structure import SchemaObject, TgiGrammar
 from server.service.exchange import GenerateCommand, Sampling, Structure
@@ -14,18 +14,12 @@ from server.service.exchange import GenerateCommand, Sampling, Structure
 MAX_STOPS = 16
 """Stop strings of one request."""
 
-
-def _refuse(reason: str) -> BeforeValidator:
-    """Return what refuses any value but `null`: the field is known to their clients, and sent empty."""
-
-    def refuse(_: object) -> None:
-        raise ValueError(reason)
-
-    return BeforeValidator(refuse)
-
-
-NoToken = Annotated[None, _refuse("adapters come from this server's store; no token is taken for another")]
-NoMerging = Annotated[None, _refuse("adapters are not merged; name one with adapter_id")]
+OwnStore = Annotated[str, only("local", because="adapters come from this server's own store, which is local")]
+NoToken = Annotated[None, only(because="adapters come from this server's own store; no token is taken for another")]
+NoMerging = Annotated[None, only(because="adapters are not merged; name one with adapter_id")]
+OneAnswer = Annotated[int, only(1, because="one answer is made, so the best is of 1")]
+NoWatermark = Annotated[bool, only(False, because="texts are not watermarked")]
+NoTemplate = Annotated[bool, only(False, because="send conversations as messages to /v1/generate")]
 Stops = Annotated[list[StopString], Field(max_length=MAX_STOPS)]
 
 
@@ -56,10 +50,10 @@ class LoraxFormat(Strict):
 class TgiParameters(Strict):
     """How to generate: the fields of TGI 3 and LoRAX 0.6."""
 
-    adapter_id: Annotated[str, Field(max_length=200)] | None = Field(
+    adapter_id: Adapter | None = Field(
         None, description="`name`, `tenant/name`, with `@v3` or `@sha256:…`; absent or empty: the base model."
     )
-    adapter_source: Literal["local"] | None = Field(None, description="Adapters come from this server's store only.")
+    adapter_source: OwnStore | None = Field(None, description="Only `local`: adapters are this server's own.")
     api_token: NoToken = None
     merged_adapters: NoMerging = None
     do_sample: bool = Field(False, description="Draw tokens, at temperature 1 where none is given.")
@@ -71,15 +65,15 @@ class TgiParameters(Strict):
     frequency_penalty: float = Field(0.0, ge=-2, le=2)
     presence_penalty: float = Field(0.0, ge=-2, le=2)
     max_new_tokens: int | None = Field(
-        None, ge=1, le=1_048_576, description="Default: 256, or what the context leaves."
+        None, ge=1, le=MAX_TOKENS, description="Default: 256, or what the context leaves."
     )
     ignore_eos_token: bool = Field(False, description="Go on past the model's own end of sequence.")
     stop: Stops = Field(default_factory=list, description="Strings that end the text; they stay in it.")
     stop_sequences: Stops = Field(default_factory=list, description="Another name of `stop`.")
-    truncate: int | None = Field(None, ge=1, le=1_048_576, description="Keep so many of the last prompt tokens.")
+    truncate: int | None = Field(None, ge=1, le=MAX_TOKENS, description="Keep so many of the last prompt tokens.")
     seed: int | None = Field(None, ge=0, le=2**63 - 1, description="Absent: drawn, and told where tokens are drawn.")
-    best_of: Literal[1] | None = Field(None, description="One answer a request.")
-    watermark: Literal[False] = False
+    best_of: OneAnswer = Field(1, description="Only 1: a request has one answer.")
+    watermark: NoWatermark = Field(False, description="Only `false`.")
     return_full_text: bool = Field(False, description="Put the prompt before the generated text.")
     details: bool = Field(False, description="Tell the tokens, and how the text ended.")
     decoder_input_details: bool = Field(False, description="Tell the prompt's tokens too; not in a stream.")
@@ -87,7 +81,7 @@ class TgiParameters(Strict):
     return_k_alternatives: int | None = Field(None, ge=1, le=20, description="The same, as LoRAX does.")
     grammar: TgiGrammar | None = None
     response_format: LoraxFormat | None = Field(None, description="Not beside `grammar`.")
-    apply_chat_template: Literal[False] = Field(False, description="Conversations go to `/v1/chat/completions`.")
+    apply_chat_template: NoTemplate = Field(False, description="Only `false`: conversations go to `/v1/generate`.")
 
     @model_validator(mode="after")
     def _agree(self) -> Self:
@@ -122,7 +116,7 @@ class TgiRequest(Strict):
     """The body of `POST /`, `POST /generate` and `POST /generate_stream`."""
 
     inputs: str
-    parameters: TgiParameters = Field(default_factory=TgiParameters)
+    parameters: TgiParameters = TgiParameters()
     stream: bool | None = Field(
         None, description="Send the answer as server-sent events. `/generate` never does, `/generate_stream` always."
     )

@@ -49,6 +49,8 @@ class TgiWords:
         """Return `{error, error_type?}`; several findings are one text."""
         kind = _told(error)[1]
         text = "; ".join(error.details[:MAX_DETAILS]) or error.message
+        if error.param is not None and error.param not in text:
+            text = f"{error.param}: {text}"
         return {"error": text} if kind is None else {"error": text, "error_type": kind}
 
 
