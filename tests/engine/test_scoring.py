@@ -49,7 +49,7 @@ def require(told: Told, tokens: tuple[int, ...], logits: Tensor, start: int = 1)
 @pytest.mark.parametrize("attention", BACKENDS)
 @pytest.mark.parametrize("sizes", [ROOMY, CROWDED, TIGHT], ids=["roomy", "crowded", "tight"])
 def test_prompts_of_every_kind_are_scored_as_by_peft(tmp_path: Path, sizes: Sizes, attention: str) -> None:
-    """All at once: in one batch, in chunks, and again after preemptions; virtual tokens inside prompts among them."""
+    """All at once, in one batch or in chunks; with virtual tokens inside some prompts, and some that go on to draw."""
     cases = all_cases("llama", tmp_path)
     scoring = Scoring(top=TOP)
     messages = [
@@ -65,7 +65,18 @@ def test_prompts_of_every_kind_are_scored_as_by_peft(tmp_path: Path, sizes: Size
             assert tuple(event.token for event in answers[i].events) == case.expected.tokens[:20]
         else:
             assert [event.finish for event in answers[i].events] == [FinishReason.LENGTH]
-    assert (answers.stats[-1].preemptions > 0) == (sizes is TIGHT or (sizes is CROWDED and attention != "native"))
+
+
+def test_each_token_is_told_once_though_a_preemption_makes_it_be_computed_again() -> None:
+    sizes = Sizes(num_blocks=13, block_size=8, prefix_blocks=0, max_seqs=2, step_tokens=4, max_model_len=88)
+    old, young = tuple(prompt_of(30, seed=1)), tuple(prompt_of(60, seed=2))
+    with engine_of(sizes, "cpu") as engine:
+        answers = ask_all(
+            engine, [Submit(1, old, SamplingParams(max_tokens=20)), Submit(2, young, SCORED, scoring=Scoring(top=TOP))]
+        )
+    assert answers.stats[-1].preemptions == 1
+    assert answers.computed > 30 + 19 + 60 + 20
+    require(answers[2], young, ask_plain(tiny_model("llama"), list(young)).logits)
 
 
 def test_tokens_that_might_follow_are_scored_behind_the_last(tmp_path: Path) -> None:

@@ -31,7 +31,6 @@ class Tally:
     reused_after_a_preemption: int = 0
     copies: int = 0
     copies_of_what_is_handed_out: int = 0
-    copies_in_place: int = 0
     steps_with_many_compiles: int = 0
     steps_with_a_plan_in_flight: int = 0
     longest_wait_to_bound: float = 0.0
@@ -238,7 +237,6 @@ class RandomRun:
         handed_out = {*plan.zero, *(copy.target for copy in plan.copy)}
         self.tally.copies += len(plan.copy)
         self.tally.copies_of_what_is_handed_out += sum(copy.source in handed_out for copy in plan.copy)
-        self.tally.copies_in_place += sum(copy.source == copy.target for copy in plan.copy)
         self.tally.evictions += len(plan.evict)
         self.tally.loads += len(plan.load)
         self.tally.steps += 1

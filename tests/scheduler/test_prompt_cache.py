@@ -208,17 +208,28 @@ def test_the_longest_common_start_is_copied() -> None:
 
 
 def test_what_is_copied_may_be_handed_out_in_the_same_plan() -> None:
-    """The pool has room for one sequence: its blocks are all that the next can get, and hold what it copies."""
+    """A prefix and one sequence take the whole pool: what the next copies from is among the blocks that it gets."""
     story = Story(num_blocks=11, max_model_len=40, step_tokens=40)
-    reused(story, story.add(list(range(1, 40)), 1, salt="a"))
-    sequence = story.add([1, 2, *[18] * 37], 1, salt="a")
-    plan = story.plan()
+    short = adapter("short", 2)
+    reused(story, story.add([1, 2, 3, *[17] * 34], 1, short, salt="a"))
+    sequence = story.add([1, 2, *[18] * 36], 0, short, salt="a")
+    plan = story.step()
     (copy,) = plan.copy
     assert copy.tokens == 2
-    assert copy.source in sequence.blocks, "it was the last to go, and there was no other"
-    story.commit(plan)
-    story.scheduler.check_integrity()
-    assert story.scheduler.stats().preemptions == 0
+    assert sequence.blocks == ()
+    assert spans(plan)[sequence.id].blocks[-1] == copy.source, "it was the last to go"
+    assert copy.source in plan.zero
+
+
+def test_what_is_copied_may_stay_in_its_block() -> None:
+    story = Story(num_blocks=2, max_model_len=4, max_seqs=1, step_tokens=8, prefix_blocks=1)
+    tiny = adapter("tiny", 1)
+    reused(story, story.add([1, 2, 3], 0, tiny, salt="a"))
+    story.add([1, 2, 4], 0, tiny, salt="a")
+    plan = story.step()
+    (copy,) = plan.copy
+    assert (copy.source, copy.tokens) == (copy.target, 2)
+    assert plan.zero == ()
 
 
 def test_a_block_that_was_copied_from_stays_longer() -> None:
