@@ -58,6 +58,8 @@ def test_an_echoed_continuation_has_the_scores_it_was_drawn_with(shared_server: 
     told = second["logprobs"]["token_logprobs"][len(first["prompt_token_ids"]) :]
     assert told == pytest.approx(first["logprobs"]["token_logprobs"], abs=1e-4)
     assert second["logprobs"]["tokens"][-6:] == first["logprobs"]["tokens"]
+    tops = second["logprobs"]["top_logprobs"][len(first["prompt_token_ids"]) :]
+    assert told == [max(top.values()) for top in tops], "lm-eval calls a token greedy where both are the same number"
 
 
 def test_tokens_are_those_that_are_computed(shared_server: RunningServer) -> None:
