@@ -96,9 +96,9 @@ class AdapterSource:
 class SamplingParams:
     """How one sequence draws its tokens, and when it ends.
 
-    `temperature == 0` is greedy. `top_k == 0` and `top_p == 1` switch those filters off. Order of application:
-    penalties, bias, temperature, top-k, top-p (mass over the full vocabulary), min-p. Penalties never count virtual
-    tokens: repetition looks at prompt and output, presence and frequency at the output.
+    `temperature == 0` is greedy. `top_k == 0`, `top_p == 1` and `typical_p == 1` switch those filters off. Order of
+    application: penalties, bias, temperature, top-k, top-p (mass over the full vocabulary), min-p, typical. Penalties
+    never count virtual tokens: repetition looks at prompt and output, presence and frequency at the output.
     """
 
     max_tokens: int
@@ -115,6 +115,7 @@ class SamplingParams:
     stop_token_ids: tuple[int, ...] = ()  # beside the model's own end-of-sequence ids
     ignore_eos: bool = False
     logprobs: int | None = None  # None: none; k: the drawn token's and the k likeliest, of the raw distribution
+    typical_p: float = 1.0  # of the mass that the other filters leave
     grammar: str | None = None  # what the text must match, as `server.service.structure` writes it
 
 

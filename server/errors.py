@@ -5,7 +5,8 @@
     │   └── ContextTooLong        400 context_length_exceeded
     ├── Unauthorized              401 invalid_api_key
     ├── NotFound                  404 not_found
-    │   └── AdapterNotFound       404 adapter_not_found      also when it exists but is not yours
+    │   ├── AdapterNotFound       404 adapter_not_found      also when it exists but is not yours
+    │   └── ModelNotFound         404 model_not_found        `model` names neither the base nor an adapter
     ├── MethodNotAllowed          405 method_not_allowed
     ├── DeadlineReached           408 timeout
     ├── BodyStalled               408 body_timeout
@@ -86,6 +87,12 @@ class AdapterNotFound(NotFound):
     """No adapter of that name, version or digest that this tenant may see."""
 
     code = "adapter_not_found"
+
+
+class ModelNotFound(NotFound):
+    """`model` names neither the base model nor an adapter that this tenant may see."""
+
+    code = "model_not_found"
 
 
 class MethodNotAllowed(WaybillError):

@@ -1,15 +1,16 @@
-"""The one place where errors become HTTP: OpenAI's error object, with Waybill's codes."""
+"""The one place where errors become HTTP: in the words of the route's API, which are OpenAI's unless it says others."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from pydantic import ValidationError
 from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse, Response
+from starlette.types import Scope
 
 from server.api.client import ClientGone
 from server.api.record import CLIENT_GONE, record_of
@@ -34,6 +35,33 @@ MAX_RETRY_AFTER = 60
 """Seconds."""
 
 
+class ErrorWords(Protocol):
+    """How one API tells of errors. A route speaks in the words that its `error_words` holds."""
+
+    def status(self, error: WaybillError) -> int:
+        """Return the HTTP status."""
+        ...
+
+    def body(self, error: WaybillError) -> dict[str, Any]:
+        """Return the body, as what JSON can say."""
+        ...
+
+
+class UsualWords:
+    """OpenAI's error object, with Waybill's statuses and codes."""
+
+    def status(self, error: WaybillError) -> int:
+        """Return the error's own status."""
+        return error.status
+
+    def body(self, error: WaybillError) -> dict[str, Any]:
+        """Return the error object."""
+        return error_body(error)
+
+
+USUAL_WORDS = UsualWords()
+
+
 def error_body(error: WaybillError) -> dict[str, Any]:
     """Return `{"error": {message, type, param, code, details?}}`."""
     body: dict[str, Any] = {
@@ -47,9 +75,10 @@ def error_body(error: WaybillError) -> dict[str, Any]:
     return {"error": body}
 
 
-def error_response(error: WaybillError) -> Response:
+def error_response(scope: Scope, error: WaybillError) -> Response:
     """Return the whole answer to a request that failed before its first byte."""
-    return JSONResponse(error_body(error), status_code=error.status, headers=_headers(error))
+    words: ErrorWords = getattr(scope.get("route"), "error_words", USUAL_WORDS)
+    return JSONResponse(words.body(error), status_code=words.status(error), headers=_headers(error))
 
 
 def from_validation(error: ValidationError | RequestValidationError) -> InvalidRequest:
@@ -90,7 +119,7 @@ def install(app: FastAPI) -> None:
 
 def _answer(request: Request, error: WaybillError) -> Response:
     record_of(request.scope).error = error.code
-    return error_response(error)
+    return error_response(request.scope, error)
 
 
 def _from_http(request: Request, error: HTTPException) -> WaybillError:

@@ -11,7 +11,7 @@ from server.engine.client import SequenceStream
 from server.engine.messages import Started
 from server.errors import WaybillError
 from server.service.detokenizer import Detokenizer
-from server.service.exchange import Delta, TokenLogprob
+from server.service.exchange import Delta, LabelScore, TokenLogprob
 from server.service.prompt_tokens import PromptTokens
 
 logger = logging.getLogger(__name__)
@@ -21,8 +21,9 @@ class Choice:
     """One of the call's choices, from submission to its finish reason.
 
     It reads its stream until the sequence ends, a stop string shows up in the text (then the sequence is aborted), or
-    it is ended from outside. `text`, `token_ids` and `logprobs` hold all so far; `take` gives what is new. What was
-    asked for of the prompt's tokens is complete before the first of its own.
+    it is ended from outside. `text`, `token_ids` and `logprobs` hold all so far, `pieces` the text that each token made
+    certain; `take` gives what is new. What was asked for of the prompt's tokens is complete before the first of its
+    own.
     """
 
     def __init__(
@@ -32,22 +33,25 @@ class Choice:
         prompt: PromptTokens,
         detokenizer: Detokenizer,
         stop_token_ids: frozenset[int],
+        include_stop: bool,
         token_text: Callable[[int], str],
         observe_gap: Callable[[float], None],
     ) -> None:
         self.index = index
         self.token_ids: list[int] = []
         self.logprobs: list[TokenLogprob] = []
+        self.pieces: list[str] = []
+        self.labels: tuple[LabelScore, ...] = ()
         self.finish: FinishReason | None = None
         self.stop_reason: str | int | None = None
         self._stream = stream
         self._prompt = prompt
         self._detokenizer = detokenizer
         self._stop_token_ids = stop_token_ids
+        self._include_stop = include_stop
         self._token_text = token_text
         self._observe_gap = observe_gap
-        self._pieces: list[str] = []
-        self._told_pieces = 0
+        self._rest = ""
         self._told_tokens = 0
         self._told_finish = False
         self._last_token: float | None = None
@@ -55,7 +59,7 @@ class Choice:
     @property
     def text(self) -> str:
         """All the text so far."""
-        return "".join(self._pieces)
+        return "".join(self.pieces) + self._rest
 
     @property
     def started(self) -> Started | None:
@@ -105,12 +109,13 @@ class Choice:
 
     def take(self, *, details: bool) -> Delta | None:
         """Return what is new, or None. `details`: token ids or logprobs alone are worth telling."""
-        text = "".join(self._pieces[self._told_pieces :])
         fresh = self._told_tokens
         ends = self.finish is not None and not self._told_finish
+        pieces = tuple(self.pieces[fresh:])
+        text = "".join(pieces) + (self._rest if ends else "")
         if not (text or ends or (details and len(self.token_ids) > fresh)):
             return None
-        self._told_pieces, self._told_tokens, self._told_finish = len(self._pieces), len(self.token_ids), ends
+        self._told_tokens, self._told_finish = len(self.token_ids), ends
         return Delta(
             self.index,
             text,
@@ -118,6 +123,7 @@ class Choice:
             tuple(self.logprobs[fresh:]),
             self.finish if ends else None,
             self.stop_reason if ends else None,
+            pieces,
         )
 
     def _absorb(self, event: TokenEvent) -> None:
@@ -131,10 +137,11 @@ class Choice:
             return
         self._note(event)
         if event.finish is FinishReason.STOP:
-            # The token that ends a sequence is no part of its text.
+            # The token that ends a sequence is no part of its text, unless asked for.
+            self.pieces.append(self._detokenizer.push(event.token) if self._include_stop else "")
             self._finish(event.finish, event.token if event.token in self._stop_token_ids else None)
             return
-        self._pieces.append(self._detokenizer.push(event.token))
+        self.pieces.append(self._detokenizer.push(event.token))
         if event.finish is not None or self._detokenizer.stopped is not None:
             self._finish(event.finish or FinishReason.STOP, None)
 
@@ -151,7 +158,7 @@ class Choice:
 
     def _finish(self, reason: FinishReason, stop_reason: str | int | None) -> None:
         """Release the text held back; a stop string that shows in it is why the sequence ended."""
-        self._pieces.append(self._detokenizer.flush())
+        self._rest = self._detokenizer.flush()
         stopped = self._detokenizer.stopped
         self.finish, self.stop_reason = (reason, stop_reason) if stopped is None else (FinishReason.STOP, stopped)
         self._stream.abort()

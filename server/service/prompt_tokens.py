@@ -25,7 +25,10 @@ class PromptTokens:
 
     def cached(self, count: int) -> int:
         """Return how many of the first `count` tokens of the sequence are text."""
-        return sum(token < self._vocab_size for token in self._prompt.tokens[:count])
+        prompt = self._prompt
+        if not prompt.needs_table:  # no virtual token among them
+            return min(count, len(prompt.tokens))
+        return sum(token < self._vocab_size for token in prompt.tokens[:count])
 
     def logprobs(self, scores: Iterable[PromptScores]) -> tuple[TokenLogprob | None, ...]:
         """Return an entry for each of `ids`; None where the engine scored nothing.

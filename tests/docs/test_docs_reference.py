@@ -12,6 +12,9 @@ import pytest
 from server.api.record import RequestRecord
 from server.api.replies import GenerateReply
 from server.api.schemas import GenerateRequest
+from server.api.strict import Strict
+from server.api.tgi.replies import TgiReply
+from server.api.tgi.schemas import TgiParameters
 from server.core import AdapterKind
 from server.errors import all_errors
 from server.metrics import Metrics
@@ -38,10 +41,11 @@ def test_no_page_names_a_setting_that_is_not_there() -> None:
         assert set(re.findall(r"WAYBILL_[A-Z_]+[A-Z]", page.read_text())) <= known, page.name
 
 
-def test_request_fields() -> None:
-    documented = {code(row[0])[0]: row for row in rows(section(API, "Request"))}
-    assert set(documented) == set(GenerateRequest.model_fields)
-    for name, field in GenerateRequest.model_fields.items():
+@pytest.mark.parametrize(("title", "model"), [("Request", GenerateRequest), ("Parameters", TgiParameters)])
+def test_request_fields(title: str, model: type[Strict]) -> None:
+    documented = {code(row[0])[0]: row for row in rows(section(API, title))}
+    assert set(documented) == set(model.model_fields)
+    for name, field in model.model_fields.items():
         row = documented[name]
         if isinstance(field.default, bool | int | float):
             assert row[2].strip("`") == json.dumps(field.default).removesuffix(".0"), name
@@ -71,11 +75,19 @@ def test_reply_has_the_documented_shape() -> None:
     assert set(example["adapter"]) == set(type(reply.adapter).model_fields)
     assert set(example["usage"]) == set(type(reply.usage).model_fields)
     assert set(example["timings"]) == set(type(reply.timings).model_fields)
-    optional = {"token_ids", "logprobs", "prompt_logprobs"}
+    optional = {"token_ids", "logprobs", "prompt_logprobs", "labels"}
     choice_fields = set(type(reply.choices[0]).model_fields)
     assert set(example["choices"][0]) == choice_fields - optional
-    told = {name for title in ("Reply", "Prompt logprobs") for name in code(section(API, title))}
+    told = {name for title in ("Reply", "Prompt logprobs", "Labels") for name in code(section(API, title))}
     assert choice_fields <= told | set(example["choices"][0])
+
+
+def test_tgi_reply_has_the_documented_shape() -> None:
+    example = json.loads(next(fence.text for fence in fences(API, "json") if '"generated_text"' in fence.text))
+    details = TgiReply.model_validate(example).details
+    assert details is not None
+    assert set(example["details"]) == set(type(details).model_fields) - {"top_tokens"}
+    assert set(example["details"]["tokens"][0]) == set(type(details.tokens[0]).model_fields) - {"alternative_tokens"}
 
 
 def test_error_codes() -> None:
@@ -99,7 +111,7 @@ def test_metrics() -> None:
 def test_log_fields() -> None:
     documented = {name for row in rows(section(OPERATIONS, "Logs")) for name in code(row[0])}
     record = RequestRecord(
-        "id", "GET", "/", "tenant", "key", 200, "error", "adapter", "sha256:", 1, 1, queue_ms=1.0, ttft_ms=1.0
+        "id", "GET", "/", "tenant", "key", "user", 200, "error", "adapter", "sha256:", 1, 1, queue_ms=1.0, ttft_ms=1.0
     )
     assert documented == set(record.line())
 

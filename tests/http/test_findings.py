@@ -8,7 +8,11 @@ from collections.abc import Iterator
 import pytest
 from pydantic import BaseModel, ValidationError
 
+from server.api.openai.chat import ChatRequest
+from server.api.openai.completions import CompletionRequest
 from server.api.schemas import GenerateRequest
+from server.api.tgi.schemas import TgiParameters, TgiRequest
+from server.api.tokenize import DetokenizeRequest, TokenizeRequest
 from tests.http.conftest import Api
 from tests.http.test_bad_requests import refused
 
@@ -16,7 +20,15 @@ MANY = 20_000
 MOST = 2**14
 """Findings of one body at most: a dozen of each of 1024 messages."""
 
-MODELS: list[type[BaseModel]] = [GenerateRequest]
+MODELS: list[type[BaseModel]] = [
+    GenerateRequest,
+    CompletionRequest,
+    ChatRequest,
+    TokenizeRequest,
+    DetokenizeRequest,
+    TgiRequest,
+    TgiParameters,
+]
 
 
 def findings(model: type[BaseModel], body: str) -> int:
@@ -34,6 +46,7 @@ def shapes() -> Iterator[str]:
         yield json.dumps([wrong] * MANY)
         yield json.dumps([[wrong] * MANY] * 2)
         yield json.dumps({f"{number}": wrong for number in range(MANY)})
+    yield json.dumps([{"role": "user", "content": [0] * 1024}] * 100)
 
 
 @pytest.mark.parametrize("model", MODELS)
@@ -54,5 +67,5 @@ def test_unknown_fields_are_told_ten_at_a_time(model: type[BaseModel]) -> None:
 async def test_what_is_wrong_first_is_told(api: Api) -> None:
     body = {"prompt": [5] * 100 + [-1] * MANY, "logit_bias": {"1": 1000, "2": 2000}}
     answer = await api.generate(**body)
-    refused(answer, 400, "invalid_request", "prompt.100")
-    assert [line.split(":")[0] for line in answer.json()["error"]["details"]] == ["prompt.100", "logit_bias.1"]
+    refused(answer, 400, "invalid_request", "logit_bias.1")
+    assert [line.split(":")[0] for line in answer.json()["error"]["details"]] == ["logit_bias.1", "prompt.100"]
