@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from json.encoder import encode_basestring
 from typing import Any, Literal
 
@@ -40,6 +41,15 @@ class LogprobReply(BaseModel):
     top: list[LogprobReply] = []
 
 
+class LabelReply(BaseModel):
+    """One label: the sum of its tokens' log-probabilities, and its share among all labels."""
+
+    label: str
+    logprob: float
+    probability: float
+    num_tokens: int
+
+
 class ChoiceReply(BaseModel):
     """One choice; prompt p's choice c has the index `p * n + c`. In a stream, `text` is what is new."""
 
@@ -50,6 +60,7 @@ class ChoiceReply(BaseModel):
     token_ids: list[int] = []
     logprobs: list[LogprobReply] = []
     prompt_logprobs: list[LogprobReply | None] = []
+    labels: list[LabelReply] = []
 
 
 class UsageReply(BaseModel):
@@ -148,6 +159,8 @@ class ReplyWriter:
         written = self._delta(whole)
         if entries := choice.prompt_logprobs:
             written["prompt_logprobs"] = [None if entry is None else _logprob(entry) for entry in entries]
+        if choice.labels:
+            written["labels"] = [asdict(score) for score in choice.labels]
         return written
 
     def _delta(self, delta: Delta) -> dict[str, Any]:

@@ -11,6 +11,13 @@ from server.api.fields import MAX_TOKENS, ChatMessage, GenerationFields, PromptF
 from server.api.structure import wanted_structure
 from server.service.exchange import GenerateCommand
 
+Label = Annotated[str, Field(min_length=1, max_length=256)]
+
+BESIDE_LABELS = frozenset(
+    {"adapter", "prompt", "messages", "fields", "task", "timeout_s", "labels", "add_special_tokens", "cache_salt"}
+)
+"""Fields that say something where the answer is one of given labels; all others are about drawing tokens."""
+
 
 class GenerateRequest(GenerationFields):
     """The body of `POST /v1/generate`. Exactly one of `prompt`, `messages` and `fields` is given."""
@@ -29,6 +36,9 @@ class GenerateRequest(GenerationFields):
     logprobs: int | None = Field(
         None, ge=0, le=20, description="Log-probability of each token, and of the likeliest k."
     )
+    labels: Annotated[list[Label], Field(min_length=1, max_length=256)] | None = Field(
+        None, description="The answer is the likeliest of these texts; nothing is drawn."
+    )
 
     @model_validator(mode="after")
     def _agree(self) -> Self:
@@ -42,7 +52,17 @@ class GenerateRequest(GenerationFields):
         if self.stream and self.prompt_logprobs is not None:
             raise ValueError("prompt_logprobs are told in a whole reply only, not in a stream")
         wanted_structure(self.response_format, self.structured_outputs)
+        if self.labels is not None:
+            self._require_only_labels(self.labels)
         return self
+
+    def _require_only_labels(self, labels: list[str]) -> None:
+        if len(set(labels)) < len(labels):
+            raise ValueError("labels: each is given once")
+        for name in sorted(self.model_fields_set - BESIDE_LABELS):
+            default = type(self).model_fields[name].get_default(call_default_factory=True)
+            if getattr(self, name) != default:
+                raise ValueError(f"{name} cannot be sent with labels: nothing is drawn, and the answer is whole")
 
     def command(self) -> GenerateCommand:
         """Return the request as the service takes it."""
@@ -53,4 +73,5 @@ class GenerateRequest(GenerationFields):
             fields=self.fields,
             max_tokens=self.max_new_tokens if self.max_tokens is None else self.max_tokens,
             structure=wanted_structure(self.response_format, self.structured_outputs),
+            labels=tuple(self.labels or ()),
         )

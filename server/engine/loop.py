@@ -10,7 +10,7 @@ from queue import Empty, SimpleQueue
 
 from torch import Tensor
 
-from server.core import NO_TOKEN, AdapterSource, PrefixKey, SamplingParams, TokenEvent
+from server.core import NO_TOKEN, AdapterSource, PrefixKey, PromptScores, SamplingParams, Scoring, TokenEvent
 from server.engine.messages import (
     Abort,
     Check,
@@ -24,8 +24,9 @@ from server.engine.messages import (
     Submit,
     ToEngine,
 )
-from server.engine.model.runner import Runner
+from server.engine.model.runner import LogitRow, Runner
 from server.engine.model.sampler import Draw, DrawRequest, Sampler
+from server.engine.model.scoring import Scored, rows_to_score, score
 from server.engine.prefixes.read import AdapterTensors
 from server.engine.scheduler.plan import Span, StepPlan
 from server.engine.scheduler.scheduler import Scheduler
@@ -59,6 +60,7 @@ class _Job:
     prefix: PrefixKey | None
     check: int | None = None
     started: bool = False
+    scoring: Scoring | None = None
     on_row: RowListener | None = None
 
 
@@ -99,6 +101,7 @@ class Engine:
         self._held: dict[PrefixKey, _Holding] = {}
         self._outbox: list[FromEngine] = []
         self._failures: list[Failure] = []
+        self._scores: tuple[PromptScores, ...] = ()
         self._cold_loads = 0
         self._stalled = False
 
@@ -129,8 +132,11 @@ class Engine:
                 raise ValueError(f"unexpected message {type(message).__name__}")
 
     def submit(self, message: Submit, *, rows: frozenset[int] = frozenset(), on_row: RowListener | None = None) -> None:
-        """Queue a sequence. `on_row` gets the logits of every sampled position and of those in `rows`."""
-        self._add(message, _Job(self._clock(), _key(message.adapter), on_row=on_row), rows)
+        """Queue a sequence. `on_row` gets the logits of every position that anything is told of, and of `rows`."""
+        if message.scoring is not None:
+            rows |= rows_to_score(message.tokens, message.scoring, self._runner.model.vocab_size)
+        job = _Job(self._clock(), _key(message.adapter), scoring=message.scoring, on_row=on_row)
+        self._add(message, job, rows)
 
     def step(self) -> list[FromEngine]:
         """Run one step and return what there is to tell."""
@@ -150,7 +156,8 @@ class Engine:
             if out.finish is not None:
                 self._close(out.sequence)
         self._stalled = not (plan.computes or plan.load or plan.evict)
-        self._outbox.append(StepReport(events, self._take_failures(), started, stats=self._stats(plan, began)))
+        scores, self._scores = self._scores, ()
+        self._outbox.append(StepReport(events, self._take_failures(), started, scores, self._stats(plan, began)))
         outbox, self._outbox = self._outbox, []
         return outbox
 
@@ -196,6 +203,8 @@ class Engine:
             self._held.pop(key, None)
         for source in plan.load:
             self._readers.submit(self._load, source)
+        for copy in plan.copy:
+            self._runner.backend.copy(copy.source, copy.target, copy.tokens)
         if plan.zero:
             self._runner.backend.zero(plan.zero)
         for install in plan.install:
@@ -228,11 +237,27 @@ class Engine:
         for (sequence, position), index in place.items():
             if (listener := self._jobs[sequence].on_row) is not None:
                 listener(position, logits[index])
-        if not sampling:
-            return {}
-        picked = [place[span.sequence, span.start + len(span.tokens) - 1] for span in sampling]
-        chosen = logits if picked == list(range(len(rows))) else logits[picked]
-        return self._finite(sampling, self._sampler.draw(chosen, requests))
+        drawn: dict[int, Draw] = {}
+        if sampling:
+            picked = [place[span.sequence, span.start + len(span.tokens) - 1] for span in sampling]
+            chosen = logits if picked == list(range(len(rows))) else logits[picked]
+            drawn = self._finite(sampling, self._sampler.draw(chosen, requests))
+        self._score(logits, rows)
+        return drawn
+
+    def _score(self, logits: Tensor, rows: list[LogitRow]) -> None:
+        """Note what these rows say of prompts; after the draws, so that who fails is forgotten by the sampler too."""
+        asked: dict[int, Scored] = {}
+        for number in {row[0] for row in rows}:
+            job = self._jobs.get(number)
+            if job is not None and job.scoring is not None:
+                sequence = self._scheduler.sequence(number)
+                asked[number] = Scored(job.scoring, sequence.tokens, sequence.prompt_len)
+        if asked:
+            scores = score(logits, rows, asked)
+            self._scores = scores.told
+            for number in scores.faulty:
+                self._fail_unfinite(number)
 
     def _wants_only_likeliest(self, plan: StepPlan, requests: list[DrawRequest]) -> bool:
         """Whether nobody looks at the logits beyond the likeliest token, which a compiled decoder finds by the way."""
@@ -247,11 +272,14 @@ class Engine:
         finite: dict[int, Draw] = {}
         for span, draw in zip(sampling, draws, strict=True):
             if draw is None:
-                kind = EngineFault if span.prefix is None else AdapterRejected
-                self._fail(span.sequence, kind("the model's output is not finite for this request"))
+                self._fail_unfinite(span.sequence)
             else:
                 finite[span.sequence] = draw
         return finite
+
+    def _fail_unfinite(self, sequence: int) -> None:
+        kind = EngineFault if self._jobs[sequence].prefix is None else AdapterRejected
+        self._fail(sequence, kind("the model's output is not finite for this request"))
 
     def _tables(self, spans: Iterable[Span]) -> dict[PrefixKey, Tensor]:
         """Return the tables that virtual tokens in these spans may name rows of."""
@@ -340,7 +368,8 @@ class Engine:
             job.started = True
             ready_at = self._held[job.prefix].ready_at if job.prefix is not None else job.arrived
             load = max(0.0, ready_at - job.arrived)
-            started.append(Started(span.sequence, (now - job.arrived) * 1e3, load * 1e3))
+            # A first span begins behind the tokens that need not be computed.
+            started.append(Started(span.sequence, (now - job.arrived) * 1e3, load * 1e3, span.start))
         return tuple(started)
 
     def _stats(self, plan: StepPlan, began: float) -> StepStats:

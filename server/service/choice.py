@@ -11,7 +11,7 @@ from server.engine.client import SequenceStream
 from server.engine.messages import Started
 from server.errors import WaybillError
 from server.service.detokenizer import Detokenizer
-from server.service.exchange import Delta, TokenLogprob
+from server.service.exchange import Delta, LabelScore, TokenLogprob
 from server.service.prompt_tokens import PromptTokens
 
 logger = logging.getLogger(__name__)
@@ -41,6 +41,7 @@ class Choice:
         self.token_ids: list[int] = []
         self.logprobs: list[TokenLogprob] = []
         self.pieces: list[str] = []
+        self.labels: tuple[LabelScore, ...] = ()
         self.finish: FinishReason | None = None
         self.stop_reason: str | int | None = None
         self._stream = stream

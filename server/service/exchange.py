@@ -11,7 +11,10 @@ DEFAULT_MAX_TOKENS = 256
 """Tokens generated when the request names no number and the context has room for them."""
 
 MAX_SEQUENCES = 64
-"""The most prompts times choices of one request."""
+"""The most prompts times choices of one request, and the most sequences of it that are open at once."""
+
+MAX_LABELLED = 1024
+"""The most prompts times labels of one request."""
 
 Prompt = str | tuple[int, ...]
 
@@ -57,7 +60,8 @@ class GenerateCommand:
     `seed` is 63 bits; None draws one. `timeout` is in seconds from the request's arrival. `truncate_prompt_tokens`
     keeps that many of a prompt's last text tokens, and every virtual one. `add_special_tokens` and
     `skip_special_tokens` are as in `transformers`; `include_stop` leaves the stop string or token in the text. Requests
-    of one tenant with different `cache_salt` never share what was computed.
+    of one tenant with different `cache_salt` never share what was computed. With `labels`, the answer to each prompt is
+    one of them, and nothing is drawn.
     """
 
     prompts: tuple[Prompt, ...] = ()
@@ -80,6 +84,7 @@ class GenerateCommand:
     include_stop: bool = False
     cache_salt: str | None = None
     structure: Structure | None = None
+    labels: tuple[str, ...] = ()
 
     @property
     def details(self) -> bool:
@@ -111,6 +116,16 @@ class TokenLogprob:
     token: str
     logprob: float
     top: tuple[TokenLogprob, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class LabelScore:
+    """One label: the sum of its tokens' log-probabilities, its share among all labels, and how many tokens it has."""
+
+    label: str
+    logprob: float
+    probability: float
+    num_tokens: int
 
 
 @dataclass(frozen=True, slots=True)

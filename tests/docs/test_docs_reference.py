@@ -75,10 +75,10 @@ def test_reply_has_the_documented_shape() -> None:
     assert set(example["adapter"]) == set(type(reply.adapter).model_fields)
     assert set(example["usage"]) == set(type(reply.usage).model_fields)
     assert set(example["timings"]) == set(type(reply.timings).model_fields)
-    optional = {"token_ids", "logprobs", "prompt_logprobs"}
+    optional = {"token_ids", "logprobs", "prompt_logprobs", "labels"}
     choice_fields = set(type(reply.choices[0]).model_fields)
     assert set(example["choices"][0]) == choice_fields - optional
-    told = {name for title in ("Reply", "Prompt logprobs") for name in code(section(API, title))}
+    told = {name for title in ("Reply", "Prompt logprobs", "Labels") for name in code(section(API, title))}
     assert choice_fields <= told | set(example["choices"][0])
 
 
@@ -111,7 +111,7 @@ def test_metrics() -> None:
 def test_log_fields() -> None:
     documented = {name for row in rows(section(OPERATIONS, "Logs")) for name in code(row[0])}
     record = RequestRecord(
-        "id", "GET", "/", "tenant", "key", 200, "error", "adapter", "sha256:", 1, 1, queue_ms=1.0, ttft_ms=1.0
+        "id", "GET", "/", "tenant", "key", "user", 200, "error", "adapter", "sha256:", 1, 1, queue_ms=1.0, ttft_ms=1.0
     )
     assert documented == set(record.line())
 

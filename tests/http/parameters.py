@@ -27,7 +27,7 @@ ADAPTERS = {
 }
 """Adapters that a case can ask for by name."""
 
-VOLATILE = ("created", "timings")
+VOLATILE = ("created", "timings", "cached_tokens")
 """What differs between two answers to one request."""
 
 

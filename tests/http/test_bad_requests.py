@@ -53,6 +53,13 @@ def refused(response: Any, status: int, code: str, param: str | None) -> str:
         ({"prompt": "x", "prompt_logprobs": 21}, "prompt_logprobs"),
         ({"prompt": "x", "prompt_logprobs": -1}, "prompt_logprobs"),
         ({"prompt": "x", "prompt_logprobs": 0, "stream": True}, None),
+        ({"prompt": "x", "labels": []}, "labels"),
+        ({"prompt": "x", "labels": [""]}, "labels.0"),
+        ({"prompt": "x", "labels": ["a" * 257]}, "labels.0"),
+        ({"prompt": "x", "labels": ["a"] * 257}, "labels"),
+        ({"prompt": "x", "labels": ["a", "b", "a"]}, None),
+        ({"prompt": ["x"] * 5, "labels": [str(i) for i in range(205)]}, "labels"),
+        ({"prompt": "", "labels": ["a"]}, "prompt"),
         ({"prompt": "x", "seed": -1}, "seed"),
         ({"prompt": "x", "seed": 2**63}, "seed"),
         ({"prompt": "x", "timeout_s": 0}, "timeout_s"),
@@ -188,6 +195,7 @@ async def test_the_api_describes_itself(api: Api) -> None:
         "/v1/generate", "/v1/adapters", "/v1/adapters/{name}", "/v1/models",
         "/health/live", "/health/ready", "/metrics",
         "/", "/generate", "/generate_stream", "/info", "/health", "/ping",
+        "/v1/completions", "/v1/chat/completions", "/v1/models/{model}", "/tokenize", "/detokenize", "/tokenizer_info",
     }  # fmt: skip
     fields = document["components"]["schemas"]["GenerateRequest"]["properties"]
     assert fields["temperature"]["maximum"] == 5

@@ -98,6 +98,12 @@ TABLE = Table(
         "max_tokens": (Heard(3), Refused(-1), Refused(0)),
         "max_new_tokens": (Heard(3, {"max_tokens": None}), Refused(5)),
         "logprobs": (Heard(1), Refused(21)),
+        "labels": (
+            Heard(["yes", "no"], {"max_tokens": None, "seed": None}),
+            Refused([]),
+            Refused(["a", "a"], {"max_tokens": None, "seed": None}),
+            Refused(["a"], {"seed": None}),
+        ),
     },
 )
 

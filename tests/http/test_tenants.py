@@ -61,7 +61,7 @@ async def test_every_route_but_probes_and_metrics_needs_a_key(keyed: Api) -> Non
             if path.startswith("/v1/"):
                 refused(response, 401, "invalid_api_key", None)
             asked += 1
-    assert asked == 10
+    assert asked == 16
 
 
 @pytest.mark.parametrize(

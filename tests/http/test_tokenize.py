@@ -12,7 +12,7 @@ import pytest
 from server.api.tokenize import DetokenizeRequest, TokenizeRequest
 from server.service.tenants import add_key
 from tests.http import folders
-from tests.http.conftest import Api, MakeApi
+from tests.http.conftest import Api, MakeApi, until
 from tests.http.parameters import Heard, Neutral, Refused, Table
 from tests.http.test_bad_requests import refused
 
@@ -116,8 +116,7 @@ async def test_a_full_server_has_no_core_to_spare(make_api: MakeApi) -> None:
     api = await make_api(max_seqs=1, queue=0)
     api.engine.pause()
     waiting = asyncio.create_task(api.generate(prompt="x", max_tokens=1))
-    while not api.engine.running:
-        await asyncio.sleep(0)
+    await until(lambda: bool(api.engine.running))
     refused(await tokenize(api, prompt="x"), 503, "overloaded", None)
     api.engine.resume()
     assert (await waiting).status_code == 200

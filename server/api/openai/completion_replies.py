@@ -72,8 +72,8 @@ class CompletionWriter(OpenAIWriter):
         text = self._prompt_text(choice) + choice.text if body.echo else choice.text
         written = self._written(choice.index, text, None, choice.finish, choice.stop_reason)
         if body.logprobs is not None:
-            entries = list(zip(choice.token_ids, choice.logprobs, strict=True))
-            written["logprobs"] = self._told_tokens[choice.index].told(self._prompt_entries(choice) + entries)
+            entries = [*self._prompt_entries(choice), *zip(choice.token_ids, choice.logprobs, strict=True)]
+            written["logprobs"] = self._told_tokens[choice.index].told(entries)
         if body.prompt_logprobs is not None:
             written["prompt_logprobs"] = prompt_logprobs_object(choice.prompt_logprobs, body.prompt_logprobs)
         if body.return_token_ids:

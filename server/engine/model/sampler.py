@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from server.core import SamplingParams
-from server.engine.model.exact import row_sums
 from server.engine.model.filters import filters, survivors
+from server.engine.model.logprobs import LogProbs, rows_at_once
 from server.engine.model.penalties import Penalties, penalises
 from server.engine.model.rng import TokenNoise, draw_key
 
@@ -59,8 +59,7 @@ class Sampler:
         self._device = device
         self._noise = TokenNoise(vocab_size, device)
         self._penalties = Penalties(vocab_size, device)
-        # Chunks of rows that stay in a CPU's cache, or that fill a GPU.
-        self._chunk_rows = max(1, (2**18 if device.type == "cpu" else 2**24) // vocab_size)
+        self._chunk_rows = rows_at_once(vocab_size, device)
 
     @torch.inference_mode()
     def draw(self, logits: Tensor, requests: Sequence[DrawRequest]) -> list[Draw | None]:
@@ -153,16 +152,8 @@ class Sampler:
         asked = request.params.logprobs
         if asked is None:
             return Draw(token)
-        shifted = logits - logits.max()
-        log_mass = float(row_sums(shifted.exp()[None]).log())
-        top: tuple[tuple[int, float], ...] = ()
-        if asked:
-            # More than `asked` where tokens tie with the last; the stable sort then prefers low ids.
-            ids = (shifted >= shifted.topk(min(asked, self._vocab_size)).values[-1]).nonzero()[:, 0]
-            values, order = shifted[ids].sort(descending=True, stable=True)
-            pairs = zip(ids[order[:asked]].tolist(), values[:asked].tolist(), strict=True)
-            top = tuple((token_id, value - log_mass) for token_id, value in pairs)
-        return Draw(token, float(shifted[token]) - log_mass, top)
+        probs = LogProbs.of(logits[None])
+        return Draw(token, probs.take([0], [token])[0], probs.likeliest(asked)[0])
 
     def _indices(self, values: Sequence[int]) -> Tensor:
         return torch.tensor(values, dtype=torch.int64, device=self._device)

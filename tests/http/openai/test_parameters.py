@@ -104,7 +104,14 @@ OPTIONS = Table(
         "continuous_usage_stats": (Heard(True), Refused(1)),
         "include_obfuscation": (Neutral(False), Refused(True)),
     },
-    wrap=lambda options: {"prompt": "x", "max_tokens": 3, "temperature": 0, "stream": True, "stream_options": options},
+    wrap=lambda options: {
+        "prompt": "x",
+        "seed": 1,
+        "max_tokens": 3,
+        "temperature": 0,
+        "stream": True,
+        "stream_options": options,
+    },
 )
 
 MESSAGE = Table(
@@ -121,7 +128,7 @@ MESSAGE = Table(
         "annotations": (Neutral([]), Refused([{}])),
         "audio": (Refused({"id": "x"}),),
     },
-    wrap=lambda message: {"messages": [message], "max_tokens": 6, "temperature": 0},
+    wrap=lambda message: {"messages": [message], "seed": 1, "max_tokens": 6, "temperature": 0},
 )
 
 TABLES = {"completions": COMPLETIONS, "chat": CHAT, "stream_options": OPTIONS, "message": MESSAGE}
