@@ -32,7 +32,7 @@ from typing import ClassVar
 
 
 class WaybillError(Exception):
-    """An error with a reason that a person can act on.
+    """A fault of the server's, where no class below says more.
 
     `param` names the request field at fault; `details` lists the findings when there are several; `retry_after` is in
     seconds.
@@ -64,7 +64,7 @@ class InvalidRequest(WaybillError):
 
 
 class ContextTooLong(InvalidRequest):
-    """Prompt, virtual tokens and requested output do not fit the model's context together."""
+    """Virtual tokens, prompt and requested output do not fit the context together."""
 
     code = "context_length_exceeded"
 
@@ -84,19 +84,19 @@ class NotFound(WaybillError):
 
 
 class AdapterNotFound(NotFound):
-    """No adapter of that name, version or digest that this tenant may see."""
+    """No such adapter or version that you may see; also where it is another tenant's."""
 
     code = "adapter_not_found"
 
 
 class ModelNotFound(NotFound):
-    """`model` names neither the base model nor an adapter that this tenant may see."""
+    """`model` names neither the base model nor an adapter that you may see."""
 
     code = "model_not_found"
 
 
 class MethodNotAllowed(WaybillError):
-    """The route exists, but not with this method. `allow` names those it has, as the header of that name."""
+    """The route exists, but not with this method: the header `Allow` names those it has, as `allow` does."""
 
     status = 405
     code = "method_not_allowed"
@@ -107,14 +107,14 @@ class MethodNotAllowed(WaybillError):
 
 
 class DeadlineReached(WaybillError):
-    """The request's own `timeout_s` passed before the answer was ready."""
+    """The request's own `timeout_s` passed. In a stream that has begun, `finish_reason` is `timeout` instead."""
 
     status = 408
     code = "timeout"
 
 
 class BodyStalled(WaybillError):
-    """The body stopped coming, or came too slowly."""
+    """The body stopped coming, or came at less than 1 KiB a second."""
 
     status = 408
     code = "body_timeout"
@@ -171,7 +171,7 @@ class Overloaded(Unavailable):
 
 
 class StoreFull(Unavailable):
-    """The disk of the adapter store has no room left."""
+    """There is no room for an upload on the server's disk."""
 
     code = "store_full"
 
