@@ -37,7 +37,7 @@ def run_script(python: Path, script: Path, *arguments: str, folder: Path) -> str
         "PYTHONPATH": str(Path(__file__).parent),
         "NO_PROXY": "*",
         # None of them has to ask anybody but the server.
-        "HF_HUB_OFFLINE": "1",
+        "HF_HUB_DISABLE_TELEMETRY": "1",
         "LITELLM_LOCAL_MODEL_COST_MAP": "True",
     }
     done = subprocess.run(

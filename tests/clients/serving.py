@@ -11,11 +11,14 @@ from typing import Any
 
 import pytest
 
+from server.core import AdapterKind
 from server.service.tenants import add_key
 from tests.clients.environments import environment, run_script
+from tests.e2e.conftest import upload
+from tests.e2e.folders import write_folder
 from tests.e2e.running import ROOT, RunningServer, running
 
-PROMPT = "What is the capital of Germany?"
+PROMPT = "The capital of Germany is"
 
 
 @dataclass
@@ -43,7 +46,7 @@ class Served:
         """Run a client's script and return what it tells."""
         python = environment(requirements)
         self.server.wait_ready()
-        arguments = (self.server.url, self.key, str(self.server.engine_pid()))
+        arguments = (self.server.url, self.key, str(self.server.engine_pid()), PROMPT)
         told: dict[str, Any] = json.loads(run_script(python, script, *arguments, folder=self.folder))
         self.server.wait_ready()
         return told
@@ -51,11 +54,13 @@ class Served:
 
 @pytest.fixture(scope="session")
 def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
-    """The server of all tests of clients."""
+    """The server of all tests of clients: the shipped adapters, whose templates take a text, and `plain` for chats."""
     folder = tmp_path_factory.mktemp("clients")
     store, keys = folder / "store", folder / "keys.json"
     shutil.copytree(ROOT / "adapters_store" / "public", store / "public")
     key = add_key(keys, "acme")
     flags = ("--keys", str(keys), "--max-seqs", "4", "--queue", "0")
     with running(store, folder, *flags) as server:
+        with server.client(headers={"Authorization": f"Bearer {key}"}) as client:
+            upload(client, "plain", write_folder(folder / "plain", AdapterKind.PREFIX_TUNING, 64, seed=1))
         yield Served(server, key, folder)

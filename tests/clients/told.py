@@ -1,6 +1,6 @@
 """For the clients' scripts: what they tell the test, and the server in the states that they ask it in.
 
-A script is run as `script.py URL KEY ENGINE_PID` in its client's own environment; this module needs Python alone.
+A script is run as `script.py URL KEY ENGINE_PID PROMPT` in its client's environment; this module needs Python alone.
 """
 
 from __future__ import annotations
@@ -15,8 +15,7 @@ from contextlib import contextmanager
 from importlib.metadata import version
 from typing import Any
 
-URL, KEY, ENGINE = sys.argv[1], sys.argv[2], int(sys.argv[3])
-PROMPT = "What is the capital of Germany?"
+URL, KEY, ENGINE, PROMPT = sys.argv[1], sys.argv[2], int(sys.argv[3]), sys.argv[4]
 
 
 def tell(results: dict[str, Any], *packages: str) -> None:

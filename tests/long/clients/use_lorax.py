@@ -43,7 +43,7 @@ def main() -> None:
         ],
         "without details": ask(PROMPT, max_new_tokens=5, details=False).model_dump(mode="json"),
         "drawn": [ask(PROMPT, temperature=1.5, seed=7, max_new_tokens=12).generated_text for _ in range(2)],
-        "stopped": ask(PROMPT, stop_sequences=["Germany"], max_new_tokens=12).generated_text,
+        "stopped": ask(PROMPT, stop_sequences=["Berlin"], max_new_tokens=12).generated_text,
         "default length": ask("Say yes.", adapter_id="pirate").details.generated_tokens,
         "json": ask(
             PROMPT,

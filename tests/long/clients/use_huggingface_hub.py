@@ -41,7 +41,7 @@ def main() -> None:
             for event in ask(PROMPT, adapter_id="pirate", max_new_tokens=5, details=True, stream=True, top_n_tokens=1)
         ],
         "drawn": [ask(PROMPT, do_sample=True, temperature=1.5, seed=7, max_new_tokens=12) for _ in range(2)],
-        "stopped": ask(PROMPT, stop=["Germany"], max_new_tokens=12),
+        "stopped": ask(PROMPT, stop=["Berlin"], max_new_tokens=12),
         "full text": ask(PROMPT, return_full_text=True, max_new_tokens=3),
         "digits": ask(PROMPT, grammar={"type": "regex", "value": "[0-9]{4}"}, max_new_tokens=12),
     }
@@ -49,12 +49,10 @@ def main() -> None:
     told["chat"] = client.chat_completion(messages, max_tokens=12, temperature=0).choices[0].message.content
     chat_client = InferenceClient(base_url=URL, token=KEY)
     told["chat adapter"] = [
-        chat_client.chat_completion(messages, model="pirate", max_tokens=24, temperature=0).choices[0].message.content,
+        chat_client.chat_completion(messages, model="plain", max_tokens=24, temperature=0).choices[0].message.content,
         "".join(
             event.choices[0].delta.content or ""
-            for event in chat_client.chat_completion(
-                messages, model="pirate", max_tokens=24, temperature=0, stream=True
-            )
+            for event in chat_client.chat_completion(messages, model="plain", max_tokens=24, temperature=0, stream=True)
             if event.choices
         ),
     ]

@@ -41,7 +41,7 @@ def main() -> None:
             event.model_dump(mode="json") for event in stream(PROMPT, max_new_tokens=5, top_n_tokens=1)
         ],
         "drawn": [ask(PROMPT, typical_p=0.9, seed=7, max_new_tokens=12).generated_text for _ in range(2)],
-        "stopped": ask(PROMPT, stop_sequences=["Germany"], max_new_tokens=12).generated_text,
+        "stopped": ask(PROMPT, stop_sequences=["Berlin"], max_new_tokens=12).generated_text,
         "digits": ask(
             PROMPT, grammar=Grammar(type=GrammarType.Regex, value="[0-9]{4}"), max_new_tokens=12
         ).generated_text,
