@@ -12,12 +12,14 @@ from server import core
 from server.api.auth import protected_router
 from server.api.health import require_ready
 from server.api.tgi.schemas import MAX_STOPS
-from server.api.tgi.words import HealthRoute, TgiError, TgiRoute
+from server.api.tgi.words import HealthError, HealthRoute, TgiRoute, tgi_replies
 from server.engine.client import EngineClient
 from server.service.admission import Gate
 
 router = protected_router(route_class=TgiRoute)
 open_router = APIRouter(route_class=HealthRoute)
+
+_HEALTH = {**tgi_replies(500), 503: {"model": HealthError}}
 
 
 class TgiInfo(BaseModel):
@@ -44,14 +46,7 @@ class TgiInfo(BaseModel):
     version: str
 
 
-class HealthError(BaseModel):
-    """What is wrong."""
-
-    error: str
-    error_type: Literal["healthcheck"]
-
-
-@router.get("/info", responses={401: {"model": TgiError}})
+@router.get("/info", responses=tgi_replies(401, 500))
 async def info(request: Request) -> TgiInfo:
     """Tell what is served, and its limits."""
     base: core.BaseModel = request.app.state.base
@@ -72,8 +67,8 @@ async def info(request: Request) -> TgiInfo:
     )
 
 
-@open_router.get("/health", responses={503: {"model": HealthError}})
-@open_router.get("/ping", responses={503: {"model": HealthError}})
+@open_router.get("/health", responses=_HEALTH)
+@open_router.get("/ping", responses=_HEALTH)
 async def health(request: Request) -> dict[str, str]:
     """Say whether new work is taken."""
     require_ready(request)

@@ -2,30 +2,25 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from fastapi import Request
 from starlette.responses import Response
 
 from server.api.auth import CurrentTenant, protected_router
 from server.api.body import read_json
 from server.api.client import unless_gone
-from server.api.generate import MAX_BODY
+from server.api.generate import EVENTS, MAX_BODY
 from server.api.openapi import json_body
 from server.api.streaming import answer
 from server.api.tgi.replies import TgiReply
 from server.api.tgi.schemas import TgiRequest
-from server.api.tgi.words import TgiError, TgiRoute
+from server.api.tgi.words import TgiRoute, tgi_replies
 from server.api.tgi.writer import TgiWriter
 from server.errors import InvalidRequest
 from server.service.generation import GenerationService
 from server.service.run import Run
 from server.service.tenants import Tenant
 
-_EVENTS = {"text/event-stream": {"schema": {"type": "string", "description": "Events, each a `TgiEvent` as JSON."}}}
-_ERRORS: dict[int | str, dict[str, Any]] = {
-    status: {"model": TgiError} for status in (401, 404, 413, 415, 422, 424, 429, 500)
-}
+_ERRORS = tgi_replies(401, 404, 413, 415, 422, 424, 429, 500)
 _BODY = json_body(TgiRequest)
 
 router = protected_router(route_class=TgiRoute)
@@ -34,7 +29,7 @@ router = protected_router(route_class=TgiRoute)
 @router.post(
     "/",
     response_model=None,
-    responses={200: {"model": list[TgiReply], "content": _EVENTS}, **_ERRORS},
+    responses={200: {"model": list[TgiReply], "content": EVENTS}, **_ERRORS},
     openapi_extra=_BODY,
 )
 async def generate_listed(request: Request, tenant: CurrentTenant) -> Response:
@@ -60,7 +55,7 @@ async def generate_whole(request: Request, tenant: CurrentTenant) -> Response:
 @router.post(
     "/generate_stream",
     response_model=None,
-    responses={200: {"content": _EVENTS, "description": "Events"}, **_ERRORS},
+    responses={200: {"content": EVENTS, "description": "Events"}, **_ERRORS},
     openapi_extra=_BODY,
 )
 async def generate_streamed(request: Request, tenant: CurrentTenant) -> Response:

@@ -19,7 +19,7 @@ NoToken = Annotated[None, only(because="adapters come from this server's own sto
 NoMerging = Annotated[None, only(because="adapters are not merged; name one with adapter_id")]
 OneAnswer = Annotated[int, only(1, because="one answer is made, so the best is of 1")]
 NoWatermark = Annotated[bool, only(False, because="texts are not watermarked")]
-NoTemplate = Annotated[bool, only(False, because="send conversations as messages to /v1/generate")]
+NoTemplate = Annotated[bool, only(False, because="conversations go to /v1/chat/completions")]
 Stops = Annotated[list[StopString], Field(max_length=MAX_STOPS)]
 
 
@@ -81,7 +81,7 @@ class TgiParameters(Strict):
     return_k_alternatives: int | None = Field(None, ge=1, le=20, description="The same, as LoRAX does.")
     grammar: TgiGrammar | None = None
     response_format: LoraxFormat | None = Field(None, description="Not beside `grammar`.")
-    apply_chat_template: NoTemplate = Field(False, description="Only `false`: conversations go to `/v1/generate`.")
+    apply_chat_template: NoTemplate = Field(False, description="Only `false`.")
 
     @model_validator(mode="after")
     def _agree(self) -> Self:
@@ -116,7 +116,7 @@ class TgiRequest(Strict):
     """The body of `POST /`, `POST /generate` and `POST /generate_stream`."""
 
     inputs: str
-    parameters: TgiParameters = TgiParameters()
+    parameters: TgiParameters = Field(default_factory=lambda: TgiParameters.model_validate({}))
     stream: bool | None = Field(
         None, description="Send the answer as server-sent events. `/generate` never does, `/generate_stream` always."
     )

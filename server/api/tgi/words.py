@@ -8,6 +8,7 @@ from fastapi.routing import APIRoute
 from pydantic import BaseModel
 
 from server.api.errors import MAX_DETAILS
+from server.api.openapi import ErrorReply
 from server.errors import (
     AdapterRejected,
     EngineFault,
@@ -38,6 +39,13 @@ class TgiError(BaseModel):
     error_type: Kind | None = None
 
 
+class HealthError(BaseModel):
+    """Why no work is taken."""
+
+    error: str
+    error_type: Literal["healthcheck"]
+
+
 class TgiWords:
     """TGI's statuses and its error body."""
 
@@ -54,16 +62,18 @@ class TgiWords:
         return {"error": text} if kind is None else {"error": text, "error_type": kind}
 
 
-class HealthWords:
-    """What both servers' health routes say when they are not well."""
+class HealthWords(TgiWords):
+    """What both servers' health routes say when they are not well: 503, and a kind of its own."""
 
     def status(self, error: WaybillError) -> int:
-        """Return the error's own status."""
-        return error.status
+        """Return 503 where no work is taken, else what TGI's other routes say."""
+        return error.status if isinstance(error, Unavailable) else super().status(error)
 
     def body(self, error: WaybillError) -> dict[str, Any]:
         """Return their body, with the reason in it."""
-        return {"error": f"unhealthy: {error.message}", "error_type": "healthcheck"}
+        if isinstance(error, Unavailable):
+            return {"error": f"unhealthy: {error.message}", "error_type": "healthcheck"}
+        return super().body(error)
 
 
 class TgiRoute(APIRoute):
@@ -76,6 +86,12 @@ class HealthRoute(APIRoute):
     """A health route of TGI's."""
 
     error_words = HealthWords()
+
+
+def tgi_replies(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    """Return a route's description of its errors; what is turned away before any route is told in the usual words."""
+    told: dict[int | str, dict[str, Any]] = {status: {"model": TgiError} for status in (405, *statuses)}
+    return {400: {"model": ErrorReply, "description": "Not sent to this machine's own name."}, **told}
 
 
 def _told(error: WaybillError) -> tuple[int, Kind | None]:
