@@ -71,7 +71,7 @@ class NullEngine:
         self._fresh = []
         if not self._left:
             self.waiting.clear()
-        return StepReport(tuple(events), (), started, self._stats(len(events)))
+        return StepReport(tuple(events), started=started, stats=self._stats(len(events)))
 
     def _stats(self, batch: int) -> StepStats:
         return StepStats(
