@@ -26,6 +26,7 @@ from benchmarks.servers import ROOT, ServerError
 from benchmarks.workloads import (
     adapters,
     cold,
+    labels,
     libraries,
     long,
     mix,
@@ -47,6 +48,7 @@ WORKLOADS = {
     "peft": libraries.run_peft,
     "zipf": zipf.run,
     "cold": cold.run,
+    "labels": labels.run,
     "overhead": overhead.run,
     "uncompiled": uncompiled.run,
     "memory": quiet.run_memory,
