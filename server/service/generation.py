@@ -25,6 +25,7 @@ from server.service.exchange import (
 from server.service.prompting import Prompter, RenderedPrompt
 from server.service.run import Run
 from server.service.seeds import choice_seed
+from server.service.structure import StructureReader, check_beside
 from server.service.tenants import Tenant
 from server.service.tokenizer import Tokenizer
 from server.store.version import Version
@@ -54,6 +55,7 @@ class GenerationService:
         self._base = base
         self._gate = gate
         self._metrics = metrics
+        self._structures = StructureReader()
         self._runs: set[Run] = set()
 
     async def open(self, tenant: Tenant, command: GenerateCommand) -> Run:
@@ -71,8 +73,10 @@ class GenerationService:
                 if command.adapter is not None:
                     version = await self._adapters.acquire(tenant, command.adapter)
                 rendered = await self._render(version, command)
+                structure = command.structure
+                grammar = None if structure is None else await self._structures.read(structure)
                 await self._engine.wait_ready(RESTART_WAIT)
-            return self._start(tenant, command, version, rendered, arrived, places)
+            return self._start(tenant, command, version, rendered, grammar, arrived, places)
         except BaseException as error:
             self._give_back(version, places)
             if isinstance(error, TimeoutError):
@@ -88,6 +92,8 @@ class GenerationService:
         """Refuse what is wrong whatever the adapter."""
         if places > MAX_SEQUENCES:
             raise InvalidRequest(f"prompts times n is {places}; the most is {MAX_SEQUENCES}", param="n")
+        if command.structure is not None:
+            check_beside(command.structure, command)
         vocabulary = self._base.vocab_size
         named = [("stop_token_ids", command.sampling.stop_token_ids)]
         named.append(("logit_bias", tuple(token for token, _ in command.sampling.logit_bias)))
@@ -121,6 +127,7 @@ class GenerationService:
         command: GenerateCommand,
         version: Version | None,
         rendered: list[RenderedPrompt],
+        grammar: str | None,
         arrived: float,
         places: int,
     ) -> Run:
@@ -132,7 +139,7 @@ class GenerationService:
         try:
             for prompt, source, max_tokens in zip(rendered, sources, limits, strict=True):
                 for number in range(command.n):
-                    params = _params(command, max_tokens, choice_seed(seed, number))
+                    params = _params(command, max_tokens, choice_seed(seed, number), grammar)
                     stream = self._engine.submit(prompt.tokens, params, source, tenant.name)
                     choices.append(self._choice(len(choices), stream, command))
         except BaseException:
@@ -207,7 +214,7 @@ def _used(version: Version) -> AdapterUsed:
     return AdapterUsed(version.name, version.label, version.digest, spec.kind, spec.num_virtual_tokens)
 
 
-def _params(command: GenerateCommand, max_tokens: int, seed: int) -> SamplingParams:
+def _params(command: GenerateCommand, max_tokens: int, seed: int, grammar: str | None) -> SamplingParams:
     sampling = command.sampling
     return SamplingParams(
         max_tokens=max_tokens,
@@ -224,6 +231,7 @@ def _params(command: GenerateCommand, max_tokens: int, seed: int) -> SamplingPar
         stop_token_ids=sampling.stop_token_ids,
         ignore_eos=sampling.ignore_eos,
         logprobs=sampling.logprobs,
+        grammar=grammar,
     )
 
 
