@@ -11,8 +11,8 @@ from server.errors import InvalidRequest
 if TYPE_CHECKING:
     import llguidance
 
-BUILD_FUEL = 1_000_000
-"""Regex nodes made when a grammar is read; some 20 ms of one core."""
+BUILD_FUEL = 250_000
+"""Regex nodes made when a grammar is read; some 100 ms of one core."""
 
 STEP_FUEL = 100_000
 """Regex nodes made for one token's mask; some 10 ms."""
@@ -20,11 +20,11 @@ STEP_FUEL = 100_000
 STEP_ITEMS = 25_000
 """Parser items made for one token's mask; some 2 ms."""
 
-ROW_ITEMS = 1_000
-"""Parser items at one place of a text: how ambiguous a grammar may be."""
+ROW_ITEMS = 300
+"""Parser items at one place of a text: how ambiguous a grammar may be. Work grows with their square."""
 
-LEXER_STATES = 8_000
-"""Regex states that one sequence may come to hold, of one or two kilobytes each."""
+LEXER_STATES = 16_000
+"""Regex states that one sequence may come to hold, of about a kilobyte each."""
 
 GRAMMAR_SYMBOLS = 50_000
 """Symbols of the whole grammar, references and repetitions written out."""

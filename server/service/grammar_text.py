@@ -15,6 +15,8 @@ MAX_NESTING = 32
 _GBNF = re.compile(r'"(?:\\.|[^"\\\n])*"|\[(?:\\.|[^\]\\])*\]|#[^\n]*')
 """What in GBNF is not notation: texts, sets of characters, comments."""
 
+_RULE = re.compile(r"([\w-]+)[ \t]*::=")
+
 _LARK = re.compile(r'"(?:\\.|[^"\\\n])*"i?|(?://|#)[^\n]*|/(?![/*])(?:\\.|[^/\\\n])+/[imslux]*')
 """What in Lark is not notation: texts, comments, regular expressions."""
 
@@ -27,19 +29,24 @@ _OPTIONS = re.compile(r"\]\s*:")
 
 
 def lark_of(source: str) -> str:
-    """Return a grammar as Lark, which llguidance reads. Raises Malformed with the reason.
+    """Return a grammar as Lark, which llguidance reads. It is taken as GBNF where `::=` stands in it.
 
-    It is taken as GBNF where `::=` stands in it.
+    Raises Malformed with the reason; what is wrong within this notation is left to llguidance.
     """
     if len(source) > MAX_CHARS:
         raise Malformed(f"it has {len(source):,} characters, more than the {MAX_CHARS:,} allowed")
     notation = _GBNF.sub('""', source)
     if "::=" in notation:
         _check_bounds(notation, notation.count("::="))
+        names = _RULE.findall(notation)
+        if len(set(names)) < len(names):
+            raise Malformed("a rule is defined twice")
         return _converted(source)
     notation = _LARK.sub('""', source)
     _check_bounds(notation, notation.count(":"))
     rest = _NOTATION.sub("", notation.replace('""', ""))
+    if "::" in notation:
+        raise Malformed("rules with parameters are not supported")
     if rest:
         raise Malformed(f"{shown(rest[0])} stands where this kind of Lark has nothing like it")
     if _OPTIONS.search(notation):

@@ -6,6 +6,7 @@ import asyncio
 import json
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 from server.errors import InvalidRequest, Overloaded
 from server.formats.strict_json import Malformed, shown
@@ -23,6 +24,11 @@ MAX_CHOICE = 1_024
 
 SECONDS = 5.0
 """How long reading a structure may take."""
+
+OPTIONS = '%llguidance {"no_forcing": true}'
+"""What stands before every grammar. Left to itself, llguidance follows text that allows one way to go on as far as that
+leads, which in some grammars is for ever.
+"""
 
 JSON_OPTIONS = {"whitespace_pattern": "( |\\n {0,32})", "whitespace_flexible": True, "lenient": False}
 """Between the parts of JSON stands nothing, a blank, or a new line with an indent: no model goes on with that for ever.
@@ -85,27 +91,37 @@ def engine_grammar(structure: Structure) -> str:
         raise InvalidRequest(f"{structure.param}: {str(error)[:MAX_SHOWN]}", param=structure.param) from error
     failed, findings = load_llguidance().LLMatcher.validate_grammar_with_warnings(grammar, limits=parser_limits())
     if failed or findings:  # it warns of what it would ignore
-        reason = str(findings[0])[:MAX_SHOWN] if findings else "it cannot be read"
+        reason = str(findings[0]).partition("\n")[0][:MAX_SHOWN] if findings else "it cannot be read"
         raise InvalidRequest(f"{structure.param}: {reason}", param=structure.param)
     return grammar
 
 
 def _grammar(structure: Structure) -> str:
-    library = load_llguidance()
-    if structure.kind in ("json_object", "json_schema"):
-        schema = {"type": "object"} if structure.kind == "json_object" else read_schema(structure.source)
-        made: str = library.LLMatcher.grammar_from_json_schema(schema, overrides=JSON_OPTIONS)
-        return made
-    if structure.kind == "regex":
-        return _regex(structure.source)
-    return _lark(_choices(structure.source) if structure.kind == "choice" else lark_of(structure.source))
+    """Return Lark, wrapped so that no text of a client's is ever read as llguidance's own list of grammars."""
+    match structure.kind:
+        case "json_object":
+            lark = _json({"type": "object"})
+        case "json_schema":
+            lark = _json(read_schema(structure.source))
+        case "regex":
+            lark = _regex(structure.source)
+        case "choice":
+            lark = _choices(structure.source)
+        case "grammar":
+            lark = lark_of(structure.source)
+    return json.dumps({"grammars": [{"lark_grammar": f"{OPTIONS}\n{lark}"}]}, ensure_ascii=False)
+
+
+def _json(schema: dict[str, Any]) -> str:
+    return "start: %json " + json.dumps(schema | {"x-guidance": JSON_OPTIONS}, ensure_ascii=False)
 
 
 def _regex(source: str) -> str:
     if len(source) > MAX_REGEX:
         raise Malformed(f"it has {len(source):,} characters, more than the {MAX_REGEX:,} allowed")
-    made: str = load_llguidance().LLMatcher.grammar_from_regex(source)
-    return made
+    made = json.loads(load_llguidance().LLMatcher.grammar_from_regex(source))  # which knows how Lark quotes them
+    lark: str = made["grammars"][0]["lark_grammar"]
+    return lark
 
 
 def _choices(source: str) -> str:
@@ -117,8 +133,3 @@ def _choices(source: str) -> str:
             raise Malformed(f"the choice {shown(text)} has not 1 to {MAX_CHOICE:,} characters")
     # Lark's texts are written as JSON's, in which one control character more must be escaped.
     return "start: " + " | ".join(json.dumps(text).replace("\x7f", "\\u007f") for text in texts)
-
-
-def _lark(source: str) -> str:
-    """Wrap a grammar, so that no text of a client's is ever read as llguidance's own list of grammars."""
-    return json.dumps({"grammars": [{"lark_grammar": source}]}, ensure_ascii=False)

@@ -128,8 +128,7 @@ def _judged(matcher: llguidance.LLMatcher, mask: Mask) -> Start | WaybillError:
     """Tell a mask from an error: llguidance then gives a mask that allows the end of the sequence."""
     if not matcher.is_error() and (matcher.is_accepting() or not matcher.is_stopped()) and mask.any():
         return Start(matcher, mask)
-    if matcher.stop_reason() in ("LexerTooComplex", "ParserTooComplex"):
-        return InvalidRequest("the grammar is too complex: a token of it takes more work than this server does")
-    if matcher.stop_reason() in ("NoExtension", "NoExtensionBias"):
+    reason = matcher.get_error().partition("\n")[0] or matcher.stop_reason()
+    if reason in ("NoExtension", "NoExtensionBias"):
         return InvalidRequest("no text matches the grammar")
-    return InvalidRequest(f"the grammar cannot be followed: {matcher.get_error().partition(chr(10))[0][:200]}")
+    return InvalidRequest(f"the grammar cannot be followed: {reason[:200]}")

@@ -14,10 +14,11 @@ if TYPE_CHECKING:
 
 
 def read_vocabulary(folder: Path | None, vocab_size: int, eos_token_ids: Sequence[int]) -> llguidance.LLTokenizer:
-    """Return the tokenizer of a model's folder with at least `vocab_size` ids. It takes half a second.
+    """Return the tokenizer of a model's folder, filled up to the model's `vocab_size` ids. It takes half a second.
 
     Ids that the tokenizer does not know are never allowed; special tokens are no text, so that no grammar allows them
-    either, but for those that end a sequence. Raises InvalidRequest where structured output cannot be had.
+    either, but for those that end a sequence. Raises InvalidRequest where structured output cannot be had: also where
+    the tokenizer has more ids than the model.
     """
     library = load_llguidance()
     if folder is None:
@@ -26,10 +27,7 @@ def read_vocabulary(folder: Path | None, vocab_size: int, eos_token_ids: Sequenc
         raise InvalidRequest("structured output needs a model with an end of sequence, which this one has not")
     try:
         source = (folder / "tokenizer.json").read_text(encoding="utf-8")
-        known = library.LLTokenizer(source).vocab_size
-        made: llguidance.LLTokenizer = library.LLTokenizer(
-            source, n_vocab=max(vocab_size, known), eos_token=list(eos_token_ids), slices=None
-        )
+        made: llguidance.LLTokenizer = library.LLTokenizer(source, n_vocab=vocab_size, eos_token=list(eos_token_ids))
     except (OSError, ValueError) as error:
         raise InvalidRequest(f"structured output cannot be had with this model's tokenizer: {error}") from error
     return made
