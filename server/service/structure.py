@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import threading
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -40,33 +41,6 @@ MAX_SHOWN = 300
 """Characters of a reason."""
 
 
-class StructureReader:
-    """Reads structures one at a time, on a thread of its own."""
-
-    def __init__(self) -> None:
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="structure")
-
-    async def read(self, structure: Structure) -> str:
-        """Return the grammar as `SamplingParams.grammar` holds it.
-
-        Raises InvalidRequest, naming `structure.param`, for what is too large, malformed, not supported or too much
-        work, and Overloaded where its turn does not come.
-        """
-        begun = threading.Event()
-
-        def work() -> str:
-            begun.set()
-            return engine_grammar(structure)
-
-        try:
-            async with asyncio.timeout(SECONDS):
-                return await asyncio.get_running_loop().run_in_executor(self._thread, work)
-        except TimeoutError:
-            if begun.is_set():
-                raise InvalidRequest("it takes too long to read", param=structure.param) from None
-            raise Overloaded("too many requests ask for structured output", param=structure.param) from None
-
-
 def check_beside(structure: Structure, command: GenerateCommand) -> None:
     """Refuse what contradicts a structure: the text ends where the structure does, at an end of sequence."""
     sampling = command.sampling
@@ -91,9 +65,16 @@ def engine_grammar(structure: Structure) -> str:
         raise InvalidRequest(f"{structure.param}: {str(error)[:MAX_SHOWN]}", param=structure.param) from error
     failed, findings = load_llguidance().LLMatcher.validate_grammar_with_warnings(grammar, limits=parser_limits())
     if failed or findings:  # it warns of what it would ignore
-        reason = str(findings[0]).partition("\n")[0][:MAX_SHOWN] if findings else "it cannot be read"
+        reason = _reason(findings[0]) if findings else "it cannot be read"
         raise InvalidRequest(f"{structure.param}: {reason}", param=structure.param)
     return grammar
+
+
+def _reason(finding: str) -> str:
+    """Return what a finding of llguidance's says, without the picture of where."""
+    lines = [line.strip() for line in finding.splitlines()]
+    errors = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
+    return ": ".join([lines[0].rstrip(": "), *errors])[:MAX_SHOWN]
 
 
 def _grammar(structure: Structure) -> str:
@@ -133,3 +114,32 @@ def _choices(source: str) -> str:
             raise Malformed(f"the choice {shown(text)} has not 1 to {MAX_CHOICE:,} characters")
     # Lark's texts are written as JSON's, in which one control character more must be escaped.
     return "start: " + " | ".join(json.dumps(text).replace("\x7f", "\\u007f") for text in texts)
+
+
+class StructureReader:
+    """Reads structures one at a time, on a thread of its own, each within `seconds`."""
+
+    def __init__(self, read: Callable[[Structure], str] = engine_grammar, seconds: float = SECONDS) -> None:
+        self._read = read
+        self._seconds = seconds
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="structure")
+
+    async def read(self, structure: Structure) -> str:
+        """Return the grammar as `SamplingParams.grammar` holds it.
+
+        Raises InvalidRequest, naming `structure.param`, for what is too large, malformed, not supported or too much
+        work, and Overloaded where its turn does not come.
+        """
+        begun = threading.Event()
+
+        def work() -> str:
+            begun.set()
+            return self._read(structure)
+
+        try:
+            async with asyncio.timeout(self._seconds):
+                return await asyncio.get_running_loop().run_in_executor(self._thread, work)
+        except TimeoutError:
+            if begun.is_set():
+                raise InvalidRequest("it takes too long to read", param=structure.param) from None
+            raise Overloaded("too many requests ask for structured output", param=structure.param) from None

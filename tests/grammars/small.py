@@ -86,3 +86,14 @@ def allowed(mask: Mask | WaybillError) -> set[int]:
     """The ids that a mask allows."""
     assert not isinstance(mask, WaybillError), mask
     return {token for token in range(len(mask) * 8) if mask[token // 8] >> token % 8 & 1}
+
+
+def accepts(written: str, text: str) -> bool:
+    """Whether a text can be spelled, byte by byte, and may end there."""
+    kept = masks()
+    assert start(kept, 1, written) is None
+    for byte in text.encode():
+        if byte not in allowed(kept.take([1])[1]):
+            return False
+        kept.advance({1: byte})
+    return set(EOS) <= allowed(kept.take([1])[1])

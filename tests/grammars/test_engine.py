@@ -38,7 +38,7 @@ EXPLODING = 'start: start start start start | "a" | "b"'
 CHOICES = ["abc", "abacus", "né à", "12"]
 GBNF = 'root ::= "(" (root | [a-c])* ")" | "x"'
 # Memory for few of the crowd at a time, and spans of few tokens.
-CROWDED = Sizes(num_blocks=26, block_size=8, prefix_blocks=8, max_seqs=12, step_tokens=24, max_model_len=120)
+CROWDED = Sizes(num_blocks=26, block_size=8, prefix_blocks=8, max_seqs=12, step_tokens=24, max_model_len=130)
 NATIVE_CROWDED = replace(CROWDED, block_size=32, num_blocks=6, prefix_blocks=2)
 
 
@@ -119,7 +119,7 @@ def crowd(adapters: Sequence[AdapterSource | None]) -> list[Submit]:
             params = replace(params, temperature=0.0)
         if number % 4 == 1:
             params = replace(params, top_p=0.9, repetition_penalty=1.3, logit_bias=((ord("q"), 90.0),))
-        prompt = tuple(5 + (number * 31 + i * 7) % 250 for i in range(3 + number % 9))
+        prompt = tuple(5 + (number * 31 + i * 7) % 250 for i in range(24 + number % 9))
         submits.append(Submit(number, prompt, params, adapters[number % len(adapters)]))
     return submits
 

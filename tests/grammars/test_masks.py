@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from server.errors import InvalidRequest
-from tests.grammars.small import EOS, VOCABULARY, allowed, grammar, masks, start, words
+from tests.grammars.small import EOS, VOCABULARY, accepts, allowed, grammar, masks, start, words
 
 PIXEL = {
     "type": "object",
@@ -87,17 +87,6 @@ def test_json_has_room_for_a_blank_or_an_indented_line_and_no_more() -> None:
         assert accepts(written, text), text
     for gap in ("  ", "\n\n", "\t", " \n", "\n" + " " * 33):
         assert not accepts(written, f'{{{gap}"x":1,"on":true}}'), gap
-
-
-def accepts(written: str, text: str) -> bool:
-    """Whether a text can be spelled, byte by byte, and may end there."""
-    kept = masks()
-    assert start(kept, 1, written) is None
-    for byte in text.encode():
-        if byte not in allowed(kept.take([1])[1]):
-            return False
-        kept.advance({1: byte})
-    return set(EOS) <= allowed(kept.take([1])[1])
 
 
 def test_special_tokens_and_ids_beyond_the_tokenizer_are_never_allowed() -> None:
