@@ -26,6 +26,7 @@ from benchmarks.servers import ROOT, ServerError
 from benchmarks.workloads import (
     adapters,
     cold,
+    grammar,
     labels,
     libraries,
     long,
@@ -42,6 +43,7 @@ WORKLOADS = {
     "plain": plain.run,
     "adapters": adapters.run,
     "mix": mix.run,
+    "grammar": grammar.run,
     "long": long.run,
     "open": open_loop.run,
     "transformers": libraries.run_transformers,
