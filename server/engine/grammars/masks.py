@@ -106,7 +106,8 @@ class Masks:
             self._vocabulary = self._read_vocabulary()
             self._executor = library.LLExecutor(self._threads)
         matcher = library.LLMatcher(self._vocabulary, grammar, log_level=0, limits=parser_limits())
-        mask = np.frombuffer(matcher.compute_bitmask(), dtype=np.uint8)
+        mask = np.zeros(_width(self._vocabulary), dtype=np.uint8)
+        matcher.unsafe_compute_mask_ptr(mask.ctypes.data, len(mask))
         outcome = _judged(matcher, mask)
         if isinstance(outcome, WaybillError):
             raise outcome
@@ -116,12 +117,17 @@ class Masks:
         """Runs on the masks' thread; llguidance spreads the work over its own and lets Python go on meanwhile."""
         assert self._vocabulary is not None, "there is a matcher"
         assert self._executor is not None, "there is a matcher"
-        width = (self._vocabulary.vocab_size + 31) // 32 * 4
+        width = _width(self._vocabulary)
         masks = np.zeros((len(work), width), dtype=np.uint8)
         self._executor.consume_token_par(work)
         matchers = [(matcher, row) for row, (matcher, _) in enumerate(work)]
         self._executor.unsafe_compute_mask_ptr(matchers, masks.ctypes.data, width, len(work))
         return [_judged(matcher, masks[row]) for matcher, row in matchers]
+
+
+def _width(vocabulary: llguidance.LLTokenizer) -> int:
+    """Return a mask's bytes."""
+    return (vocabulary.vocab_size + 31) // 32 * 4
 
 
 def _judged(matcher: llguidance.LLMatcher, mask: Mask) -> Start | WaybillError:
