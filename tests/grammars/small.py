@@ -23,8 +23,8 @@ SPECIALS = {"<end>": 256, "<pad>": 257, "<stop>": 258}
 EOS = (256, 258)
 """Two ids end a sequence; 257 is special and ends nothing."""
 
-VOCABULARY = 300
-"""More ids than the tokenizer knows, as base models have them."""
+VOCABULARY = 320
+"""More ids than the tokenizer knows, as base models have them, and a whole number of words of 32 bits."""
 
 
 def write_tokenizer(folder: Path) -> Path:

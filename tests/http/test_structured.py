@@ -5,7 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from pydantic import ValidationError
 
+from server.api.structure import TgiGrammar
+from server.service.structure import engine_grammar
 from tests.grammars.small import accepts
 from tests.http.conftest import Api
 from tests.http.test_bad_requests import refused
@@ -111,3 +114,36 @@ async def test_text_format_may_stand_beside_structured_outputs(api: Api) -> None
     grammar = await grammar_of(api, response_format={"type": "text"}, structured_outputs=CHOICE)
     assert grammar is not None
     assert accepts(grammar, "yes")
+
+
+@pytest.mark.parametrize(
+    ("grammar", "yes", "no"),
+    [
+        ({"type": "regex", "value": "[0-9]{2}"}, "12", "1a"),
+        ({"type": "json", "value": SCHEMA}, '{"a": 1}', "{}"),
+        ({"type": "json_object", "value": '{"type": "integer"}'}, "1", "{}"),
+        ({"type": "json_schema", "value": NAMED}, '{"a": 1}', "{}"),
+        # As its examples have it: no type, and an object is meant.
+        ({"type": "json", "value": {"properties": {"a": {"type": "integer"}}, "required": ["a"]}}, '{"a": 1}', "1"),
+    ],
+)
+def test_tgi_grammars(grammar: dict[str, Any], yes: str, no: str) -> None:
+    written = engine_grammar(TgiGrammar.model_validate(grammar).structure())
+    assert accepts(written, yes)
+    assert not accepts(written, no)
+
+
+@pytest.mark.parametrize(
+    "grammar",
+    [
+        {"type": "regex", "value": {}},
+        {"type": "json_schema", "value": {"name": "a"}},
+        {"type": "json_schema", "value": {"schema": {}, "strict": True}},
+        {"type": "json_schema", "value": "{}"},
+        {"type": "lark", "value": "start: A"},
+        {"type": "json"},
+    ],
+)
+def test_tgi_grammars_that_are_refused(grammar: dict[str, Any]) -> None:
+    with pytest.raises(ValidationError):
+        TgiGrammar.model_validate(grammar)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -18,6 +19,10 @@ if TYPE_CHECKING:
 
 Mask = NDArray[np.uint8]
 """One bit a token, the lowest bit of the first byte first, in whole words of 32: 1 is allowed."""
+
+
+REMEMBERED = 16
+"""Grammars that are kept as they were read, the latest used: requests come with the same ones again and again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +49,7 @@ class Masks:
         self._masker = ThreadPoolExecutor(1, thread_name_prefix="masks")
         self._vocabulary: llguidance.LLTokenizer | None = None
         self._executor: llguidance.LLExecutor | None = None
+        self._known: OrderedDict[str, Start] = OrderedDict()  # the builder's
         self._held: dict[int, Start | WaybillError] = {}
         self._under_way: tuple[list[int], Future[list[Start | WaybillError]]] | None = None
 
@@ -98,15 +104,24 @@ class Masks:
         except WaybillError as error:
             done(error)
         except Exception as error:  # a thread must answer whatever happens, or its sequence would wait for ever
-            done(EngineFault(f"reading the grammar failed: {type(error).__name__}"))
+            done(_fault(error))
 
     def _start(self, grammar: str) -> Start:
+        """Return a copy of what was read once, so that two sequences never share a matcher."""
+        known = self._known.pop(grammar, None) or self._read(grammar)
+        self._known[grammar] = known
+        if len(self._known) > REMEMBERED:
+            self._known.popitem(last=False)
+        return Start(known.matcher.deep_copy(), known.mask)
+
+    def _read(self, grammar: str) -> Start:
         library = load_llguidance()
         if self._vocabulary is None:
             self._vocabulary = self._read_vocabulary()
             self._executor = library.LLExecutor(self._threads)
         matcher = library.LLMatcher(self._vocabulary, grammar, log_level=0, limits=parser_limits())
-        mask = np.frombuffer(matcher.compute_bitmask(), dtype=np.uint8)
+        mask = np.zeros(_width(self._vocabulary), dtype=np.uint8)
+        matcher.unsafe_compute_mask_ptr(mask.ctypes.data, len(mask))
         outcome = _judged(matcher, mask)
         if isinstance(outcome, WaybillError):
             raise outcome
@@ -116,17 +131,29 @@ class Masks:
         """Runs on the masks' thread; llguidance spreads the work over its own and lets Python go on meanwhile."""
         assert self._vocabulary is not None, "there is a matcher"
         assert self._executor is not None, "there is a matcher"
-        width = (self._vocabulary.vocab_size + 31) // 32 * 4
+        width = _width(self._vocabulary)
         masks = np.zeros((len(work), width), dtype=np.uint8)
-        self._executor.consume_token_par(work)
         matchers = [(matcher, row) for row, (matcher, _) in enumerate(work)]
-        self._executor.unsafe_compute_mask_ptr(matchers, masks.ctypes.data, width, len(work))
-        return [_judged(matcher, masks[row]) for matcher, row in matchers]
+        try:
+            self._executor.consume_token_par(work)
+            self._executor.unsafe_compute_mask_ptr(matchers, masks.ctypes.data, width, len(work))
+            return [_judged(matcher, masks[row]) for matcher, row in matchers]
+        except Exception as error:  # these sequences fail, and the engine goes on
+            return [_fault(error)] * len(work)
+
+
+def _width(vocabulary: llguidance.LLTokenizer) -> int:
+    """Return a mask's bytes."""
+    return (vocabulary.vocab_size + 31) // 32 * 4
+
+
+def _fault(error: Exception) -> EngineFault:
+    return EngineFault(f"following the grammar failed: {type(error).__name__}")
 
 
 def _judged(matcher: llguidance.LLMatcher, mask: Mask) -> Start | WaybillError:
     """Tell a mask from an error: llguidance then gives a mask that allows the end of the sequence."""
-    if not matcher.is_error() and (matcher.is_accepting() or not matcher.is_stopped()) and mask.any():
+    if not matcher.is_error() and (not matcher.is_stopped() or matcher.is_accepting()) and mask.any():
         return Start(matcher, mask)
     reason = matcher.get_error().partition("\n")[0] or matcher.stop_reason()
     if reason in ("NoExtension", "NoExtensionBias"):
