@@ -20,6 +20,7 @@ from server.api.openai.completions import CompletionRequest
 from server.api.schemas import GenerateRequest
 from server.api.tgi import info as tgi_info
 from server.api.tgi import routes as tgi_routes
+from server.api.tgi.replies import TgiEvent
 from server.api.tgi.schemas import TgiRequest
 from server.api.tokenize import DetokenizeRequest, TokenizeRequest
 from server.engine.client import EngineClient, ProcessEngine
@@ -35,7 +36,8 @@ from server.service.tokenizing import TokenizingService
 from server.settings import Plan, Settings
 from server.store.local import AdapterStore
 
-_BODIES = (GenerateRequest, CompletionRequest, ChatRequest, TokenizeRequest, DetokenizeRequest, TgiRequest)
+_DESCRIBED = (GenerateRequest, CompletionRequest, ChatRequest, TokenizeRequest, DetokenizeRequest, TgiRequest, TgiEvent)
+"""Models that FastAPI does not see: the bodies that routes read themselves, and what events hold."""
 
 
 def create_app(settings: Settings, plan: Plan, engine: EngineClient | None = None) -> FastAPI:
@@ -121,4 +123,4 @@ def _add_routes(app: FastAPI) -> None:
         app.include_router(part.router)
     app.include_router(tgi_info.open_router)
     errors.install(app)
-    openapi.install(app, _BODIES)
+    openapi.install(app, _DESCRIBED)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, Protocol
 
 from fastapi import FastAPI, Request
@@ -10,6 +10,7 @@ from fastapi.exceptions import RequestValidationError
 from pydantic import ValidationError
 from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse, Response
+from starlette.routing import Match
 from starlette.types import Scope
 
 from server.api.client import ClientGone
@@ -126,12 +127,15 @@ def _from_http(request: Request, error: HTTPException) -> WaybillError:
     if error.status_code == 404:
         return NotFound("no such route")
     if error.status_code == 405:
-        return MethodNotAllowed(f"this route does not take {request.method[:16]}", allow=_allow(error.headers))
+        return MethodNotAllowed(f"this route does not take {request.method[:16]}", allow=", ".join(_methods(request)))
     return InvalidRequest("the request could not be read")
 
 
-def _allow(headers: Mapping[str, str] | None) -> str:
-    return (headers or {}).get("Allow", "")
+def _methods(request: Request) -> list[str]:
+    """Return the methods that the path has: each may be a route of its own."""
+    routes = request.app.router.routes
+    asked = [(method, {**request.scope, "method": method}) for method in ("DELETE", "GET", "HEAD", "POST")]
+    return [method for method, scope in asked if any(route.matches(scope)[0] is Match.FULL for route in routes)]
 
 
 def _headers(error: WaybillError) -> dict[str, str]:

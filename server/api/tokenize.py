@@ -109,7 +109,7 @@ class LocatedToken(BaseModel):
 class DetokenizeRequest(Strict):
     """The body of `POST /detokenize`."""
 
-    tokens: TokenIds
+    tokens: TokenIds = Field(description="Ids of the vocabulary.")
     model: Model | None = Field(None, description="The base model or an adapter on it: their tokens are the same.")
 
 
