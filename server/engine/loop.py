@@ -11,6 +11,7 @@ from queue import Empty, SimpleQueue
 from torch import Tensor
 
 from server.core import NO_TOKEN, AdapterSource, PrefixKey, PromptScores, SamplingParams, Scoring, TokenEvent
+from server.engine.grammars.masks import Masks, Start
 from server.engine.messages import (
     Abort,
     Check,
@@ -52,6 +53,15 @@ class Loaded:
     error: WaybillError | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """A sequence's grammar was read, or could not be; the thread that did it leaves this in the inbox."""
+
+    message: Submit
+    rows: frozenset[int]
+    outcome: Start | WaybillError
+
+
 @dataclass(slots=True)
 class _Job:
     """What the engine remembers of a sequence beside the scheduler."""
@@ -76,8 +86,8 @@ class _Holding:
 class Engine:
     """Owns the model, the sampler and the scheduler; never waits for a file or for a client.
 
-    `read` turns an AdapterSource into tensors and raises WaybillError; it runs on `readers`. Everything else runs on
-    the one thread that calls `step`. Only `inbox` may be used from other threads.
+    `read` turns an AdapterSource into tensors and raises WaybillError; it runs on `readers`. `masks` has threads for
+    grammars. Everything else runs on the one thread that calls `step`. Only `inbox` may be used from other threads.
     """
 
     def __init__(
@@ -88,14 +98,16 @@ class Engine:
         sampler: Sampler,
         read: Callable[[AdapterSource], AdapterTensors],
         readers: Executor,
+        masks: Masks,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self.inbox: SimpleQueue[ToEngine | Loaded | None] = SimpleQueue()
+        self.inbox: SimpleQueue[ToEngine | Loaded | Prepared | None] = SimpleQueue()
         self._scheduler = scheduler
         self._runner = runner
         self._sampler = sampler
         self._read = read
         self._readers = readers
+        self._masks = masks
         self._clock = clock
         self._jobs: dict[int, _Job] = {}
         self._held: dict[PrefixKey, _Holding] = {}
@@ -115,7 +127,7 @@ class Engine:
             for reply in self.step():
                 send(reply)
 
-    def handle(self, message: ToEngine | Loaded) -> None:
+    def handle(self, message: ToEngine | Loaded | Prepared) -> None:
         """Take in one message; its effect shows in the next step."""
         match message:
             case Submit():
@@ -128,6 +140,8 @@ class Engine:
                 self._scheduler.forget(adapter)
             case Loaded():
                 self._loaded(message)
+            case Prepared():
+                self._prepared(message)
             case _:
                 raise ValueError(f"unexpected message {type(message).__name__}")
 
@@ -155,6 +169,7 @@ class Engine:
         for out in outcomes:
             if out.finish is not None:
                 self._close(out.sequence)
+        self._masks.advance({out.sequence: out.token for out in outcomes})
         self._stalled = not (plan.computes or plan.load or plan.evict)
         scores, self._scores = self._scores, ()
         self._outbox.append(StepReport(events, self._take_failures(), started, scores, self._stats(plan, began)))
@@ -166,7 +181,7 @@ class Engine:
         """Whether nothing can be done before something arrives in the inbox."""
         return self._stalled or not self._scheduler.has_work
 
-    def drain(self, *, block: bool) -> Iterator[ToEngine | Loaded | None]:
+    def drain(self, *, block: bool) -> Iterator[ToEngine | Loaded | Prepared | None]:
         """Yield what is in the inbox; with `block`, wait for the first."""
         try:
             yield self.inbox.get(block=block)
@@ -177,6 +192,12 @@ class Engine:
 
     def _add(self, message: Submit, job: _Job, rows: frozenset[int] = frozenset()) -> None:
         self._jobs[message.sequence] = job
+        if message.params.grammar is not None and message.sequence not in self._masks:
+            # It joins those that wait once its first mask is there: no step ever waits for a grammar to be read.
+            self._masks.prepare(
+                message.params.grammar, lambda outcome: self.inbox.put(Prepared(message, rows, outcome))
+            )
+            return
         try:
             self._scheduler.add(
                 Sequence(message.sequence, list(message.tokens), message.params, message.adapter, rows, message.salt)
@@ -184,6 +205,17 @@ class Engine:
         except ValueError as error:
             # Whatever of this the service could know it refused; it is the request's fault, and permanent.
             self._fail(message.sequence, ContextTooLong(str(error)))
+
+    def _prepared(self, prepared: Prepared) -> None:
+        sequence = prepared.message.sequence
+        job = self._jobs.get(sequence)
+        if job is None:  # aborted meanwhile
+            return
+        if isinstance(prepared.outcome, WaybillError):
+            self._fail(sequence, prepared.outcome)
+        else:
+            self._masks.begin(sequence, prepared.outcome)
+            self._add(prepared.message, job, prepared.rows)
 
     def _check(self, message: Check) -> None:
         """Judge by an ordinary sequence: reading judges the values, one drawn token shows the logits are finite."""
@@ -241,7 +273,7 @@ class Engine:
         if sampling:
             picked = [place[span.sequence, span.start + len(span.tokens) - 1] for span in sampling]
             chosen = logits if picked == list(range(len(rows))) else logits[picked]
-            drawn = self._finite(sampling, self._sampler.draw(chosen, requests))
+            drawn = self._finite(sampling, self._draw(chosen, requests))
         self._score(logits, rows)
         return drawn
 
@@ -258,6 +290,18 @@ class Engine:
             self._scores = scores.told
             for number in scores.faulty:
                 self._fail_unfinite(number)
+
+    def _draw(self, logits: Tensor, requests: list[DrawRequest]) -> list[Draw | None]:
+        """Draw from `logits` [rows, vocab] under the masks of the grammars there are; who got none fails alone."""
+        masks = self._masks.take(request.sequence for request in requests)
+        rows = {row: masks[request.sequence] for row, request in enumerate(requests) if request.sequence in masks}
+        allowed = {row: mask for row, mask in rows.items() if not isinstance(mask, WaybillError)}
+        draws = self._sampler.draw(logits, requests, allowed)
+        for row, mask in rows.items():
+            if isinstance(mask, WaybillError):
+                self._fail(requests[row].sequence, mask)
+                draws[row] = _NOTHING
+        return draws
 
     def _wants_only_likeliest(self, plan: StepPlan, requests: list[DrawRequest]) -> bool:
         """Whether nobody looks at the logits beyond the likeliest token, which a compiled decoder finds by the way."""
@@ -352,6 +396,7 @@ class Engine:
     def _close(self, sequence: int) -> None:
         self._jobs.pop(sequence, None)
         self._sampler.forget(sequence)
+        self._masks.forget(sequence)
 
     def _take_failures(self) -> tuple[Failure, ...]:
         failures, self._failures = tuple(self._failures), []

@@ -29,6 +29,7 @@ from server.service.prompt_tokens import PromptTokens
 from server.service.prompting import Prompter, RenderedPrompt
 from server.service.run import Run
 from server.service.seeds import choice_seed
+from server.service.structure import StructureReader, check_beside
 from server.service.tenants import Tenant
 from server.service.tokenizer import Tokenizer
 from server.store.version import Version
@@ -58,6 +59,7 @@ class GenerationService:
         self._base = base
         self._gate = gate
         self._metrics = metrics
+        self._structures = StructureReader()
         self._runs: set[Run] = set()
 
     async def open(self, tenant: Tenant, command: GenerateCommand) -> Run:
@@ -75,12 +77,14 @@ class GenerationService:
                 if command.adapter is not None:
                     version = await self._adapters.acquire(tenant, command.adapter)
                 asked = await self._render(version, command)
+                structure = command.structure
+                grammar = None if structure is None else await self._structures.read(structure)
                 await self._engine.wait_ready(RESTART_WAIT)
             more = sum(prompt.sequences(_abreast(command)) - 1 for prompt in asked if isinstance(prompt, Joined))
             if more:
                 self._gate.enter(more)
                 places += more
-            return self._start(tenant, command, version, asked, arrived, places)
+            return self._start(tenant, command, version, asked, grammar, arrived, places)
         except BaseException as error:
             self._give_back(version, places)
             if isinstance(error, TimeoutError):
@@ -100,6 +104,8 @@ class GenerationService:
             raise InvalidRequest("max_tokens is 0, which is for prompt_logprobs alone", param="max_tokens")
         if command.num_prompts * len(command.labels) > MAX_LABELLED:
             raise InvalidRequest(f"prompts times labels are more than {MAX_LABELLED}", param="labels")
+        if command.structure is not None:
+            check_beside(command.structure, command)
         vocabulary = self._base.vocab_size
         named = [("stop_token_ids", command.sampling.stop_token_ids)]
         named.append(("logit_bias", tuple(token for token, _ in command.sampling.logit_bias)))
@@ -139,6 +145,7 @@ class GenerationService:
         command: GenerateCommand,
         version: Version | None,
         asked: list[RenderedPrompt | Joined],
+        grammar: str | None,
         arrived: float,
         places: int,
     ) -> Run:
@@ -155,7 +162,7 @@ class GenerationService:
                     if isinstance(prompt, Joined):
                         choices.append(self._label(len(choices), prompt, source, salt, command))
                         continue
-                    params = _params(command, max_tokens, choice_seed(seed, number))
+                    params = _params(command, max_tokens, choice_seed(seed, number), grammar)
                     stream = self._engine.submit(prompt.tokens, params, source, salt, _scoring(command))
                     choices.append(self._choice(len(choices), stream, prompt, command))
         except BaseException:
@@ -258,7 +265,7 @@ def _used(version: Version) -> AdapterUsed:
     return AdapterUsed(version.name, version.label, version.digest, spec.kind, spec.num_virtual_tokens)
 
 
-def _params(command: GenerateCommand, max_tokens: int, seed: int) -> SamplingParams:
+def _params(command: GenerateCommand, max_tokens: int, seed: int, grammar: str | None) -> SamplingParams:
     sampling = command.sampling
     return SamplingParams(
         max_tokens=max_tokens,
@@ -276,6 +283,7 @@ def _params(command: GenerateCommand, max_tokens: int, seed: int) -> SamplingPar
         ignore_eos=sampling.ignore_eos,
         logprobs=sampling.logprobs,
         typical_p=sampling.typical_p,
+        grammar=grammar,
     )
 
 

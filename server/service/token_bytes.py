@@ -25,7 +25,8 @@ def token_bytes(piece: str | None, text: str) -> bytes:
     if piece is None:
         return text.encode()
     if _UNKNOWN not in text:
-        return (" " + text if piece.startswith(_SPACE) and not text.startswith(" ") else text).encode()
+        spaced = piece.replace(_SPACE, " ")
+        return (spaced if spaced[:1] == " " and text == spaced[1:] else text).encode()
     if byte := _BYTE.fullmatch(piece):
         return bytes.fromhex(byte[1])
     if all(character in _ALPHABET for character in piece):

@@ -8,13 +8,19 @@ from typing import Any
 
 import annotated_types
 import pytest
+from pydantic import BaseModel
 
+from server.api.fields import GenerationFields
+from server.api.openai.chat import ChatRequest
+from server.api.openai.completions import CompletionRequest
+from server.api.openai.fields import OpenAIFields
 from server.api.record import RequestRecord
 from server.api.replies import GenerateReply
 from server.api.schemas import GenerateRequest
 from server.api.strict import Strict
 from server.api.tgi.replies import TgiReply
 from server.api.tgi.schemas import TgiParameters
+from server.api.tokenize import TokenizeRequest
 from server.core import AdapterKind
 from server.errors import all_errors
 from server.metrics import Metrics
@@ -52,6 +58,22 @@ def test_request_fields(title: str, model: type[Strict]) -> None:
         bounds = [bound for item in field.metadata if (bound := _bound(item)) is not None]
         for bound in bounds:
             assert _shown(bound) in re.findall(r"-?\d+(?:\^\d+ - 1)?", row[1]), f"{name}: {bound}"
+
+
+@pytest.mark.parametrize(
+    ("model", "title"), [(CompletionRequest, "Completions"), (ChatRequest, "Chat"), (TokenizeRequest, "Tokens")]
+)
+def test_fields_of_other_routes(model: type[BaseModel], title: str) -> None:
+    """Own rows for what is their own; what all generating routes share stands under `Request`."""
+    own = {name for row in rows(section(API, title)) for name in code(row[0])}
+    if title == "Tokens":
+        assert own == set(model.model_fields)
+        return
+    both = {name for row in rows(section(API, "OpenAI").split("\n### ")[0]) for name in code(row[0])}
+    shared = set(GenerationFields.model_fields)
+    assert own | both | shared == set(model.model_fields)
+    assert both == set(OpenAIFields.model_fields) - shared - {"max_tokens"}
+    assert own >= set(model.model_fields) - set(OpenAIFields.model_fields)
 
 
 def _bound(item: Any) -> float | None:

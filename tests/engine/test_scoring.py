@@ -30,7 +30,9 @@ TOP = 3
 def engine_of(sizes: Sizes, attention: str, module: LoadedModel | None = None) -> Iterator[Engine]:
     model = module or from_module(tiny_model("llama"), max_model_len=sizes.max_model_len)
     with Inline() as readers:
-        yield assemble(model, base_of(model), NATIVE[sizes] if attention == "native" else sizes, attention, readers)
+        yield assemble(
+            model, base_of(model), NATIVE.get(sizes, sizes) if attention == "native" else sizes, attention, readers
+        )
 
 
 def require(told: Told, tokens: tuple[int, ...], logits: Tensor, start: int = 1) -> None:

@@ -58,7 +58,7 @@ def make_model(folder: Path, *, bos: bool = False) -> Path:
 
 
 def _tokenizer() -> Tokenizer:
-    vocabulary = {character: byte for byte, character in _byte_alphabet().items()}
+    vocabulary = {character: byte for byte, character in byte_alphabet().items()}
     tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -66,7 +66,7 @@ def _tokenizer() -> Tokenizer:
     return tokenizer
 
 
-def _byte_alphabet() -> dict[int, str]:
+def byte_alphabet() -> dict[int, str]:
     """GPT-2's printable character for each byte."""
     plain = [*range(33, 127), *range(161, 173), *range(174, 256)]
     alphabet = {byte: chr(byte) for byte in plain}

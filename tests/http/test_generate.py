@@ -38,7 +38,7 @@ async def test_streamed_deltas_join_to_the_unstreamed_text(api: Api) -> None:
     *frames, last, done = events(response.text)
     assert done == "[DONE]"
     assert last["choices"] == []
-    assert last["usage"] == whole["usage"] | {"cached_tokens": 4}, "the prompt was computed before"
+    assert last["usage"] == whole["usage"] | {"cached_tokens": 4}, "the first request computed the prompt"
     assert last["seed"] == 3
     assert "timings" in last
     for choice in whole["choices"]:

@@ -71,10 +71,10 @@ def test_special_tokens_show_in_a_stream_as_in_the_whole(tokenizer: Tokenizer) -
 
 
 @settings(deadline=None, max_examples=100)
-@given(data=st.data())
-def test_any_tokens_shown_join_to_the_whole(tokenizer: Tokenizer, data: st.DataObject) -> None:
-    ids = st.one_of(st.sampled_from(sorted(tokenizer.special_ids)), st.integers(5, min(tokenizer.vocab_size, 500) - 1))
-    tokens = data.draw(st.lists(ids, max_size=20))
+@given(parts=st.lists(st.one_of(TEXTS, st.integers(0, 2)), max_size=8))
+def test_text_and_special_tokens_shown_join_to_the_whole(tokenizer: Tokenizer, parts: list[str | int]) -> None:
+    special = sorted(tokenizer.special_ids)
+    tokens = [t for part in parts for t in (plain(tokenizer, part) if isinstance(part, str) else (special[part],))]
     assert "".join(run(Detokenizer(tokenizer.special_shown), tokens)) == tokenizer.special_shown.decode(tokens)
 
 

@@ -6,15 +6,17 @@ only in element-wise operations, in selections (maximum, top-k, sort) and in the
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from server.core import SamplingParams
+from server.engine.grammars.masks import Mask
 from server.engine.model.filters import filters, survivors
 from server.engine.model.logprobs import LogProbs, rows_at_once
+from server.engine.model.masking import Masking
 from server.engine.model.penalties import Penalties, penalises
 from server.engine.model.rng import TokenNoise, draw_key
 
@@ -59,13 +61,17 @@ class Sampler:
         self._device = device
         self._noise = TokenNoise(vocab_size, device)
         self._penalties = Penalties(vocab_size, device)
+        self._masking = Masking(vocab_size, device)
         self._chunk_rows = rows_at_once(vocab_size, device)
 
     @torch.inference_mode()
-    def draw(self, logits: Tensor, requests: Sequence[DrawRequest]) -> list[Draw | None]:
+    def draw(
+        self, logits: Tensor, requests: Sequence[DrawRequest], masks: Mapping[int, Mask] | None = None
+    ) -> list[Draw | None]:
         """Return a token for every row of `logits` [rows, vocab] float32; None where the row is not finite.
 
-        `logits` is left as it is. Ties go to the lowest id.
+        `logits` is left as it is. Ties go to the lowest id. `masks`, by row, say which tokens may be drawn, each at
+        least one; they come last, so that nothing brings back what they forbid.
         """
         peaks, likeliest = logits.max(dim=-1)
         finite = (peaks.isfinite() & logits.amin(dim=-1).isfinite()).tolist()
@@ -75,6 +81,8 @@ class Sampler:
             for row, request in enumerate(requests)
             if finite[row] and self._adjusts(request)
         }
+        for rows, scores in self._masking.applied(logits, adjusted, masks or {}, self._chunk_rows):
+            adjusted.update(zip(rows, scores, strict=True))
         for row, scores in adjusted.items():
             if requests[row].params.temperature == 0:
                 tokens[row] = int(scores.max(dim=-1).indices)
@@ -91,7 +99,12 @@ class Sampler:
     def is_greedy(self, request: DrawRequest) -> bool:
         """Whether the request takes the likeliest token as the model gives it, and asks for nothing else."""
         params = request.params
-        return params.temperature == 0 and params.logprobs is None and not self._adjusts(request)
+        return (
+            params.temperature == 0
+            and params.logprobs is None
+            and params.grammar is None
+            and not self._adjusts(request)
+        )
 
     def take_likeliest(self, ids: Tensor, finite: Tensor) -> list[Draw | None]:
         """Return what `draw` returns for greedy rows, from each row's likeliest id [rows] and finiteness [rows]."""

@@ -140,6 +140,13 @@ async def test_echo_in_a_stream_joins_to_the_whole(make_api: MakeApi) -> None:
             assert [item for c in own for item in c["logprobs"][name]] == items
 
 
+async def test_a_scored_prompt_in_a_stream(api: Api) -> None:
+    first, last = chunks(await complete(api, prompt="hey", echo=True, logprobs=0, max_tokens=0, stream=True))
+    assert first["choices"][0]["text"] == "hey"
+    assert len(first["choices"][0]["logprobs"]["tokens"]) == 3
+    assert (last["choices"][0]["text"], last["choices"][0]["finish_reason"]) == ("", "length")
+
+
 async def test_echo_shows_special_tokens_where_they_are_shown(api: Api) -> None:
     ids = [folders.EOS, ord("a")]
     hidden = choice(await complete(api, prompt=ids, echo=True, max_tokens=1, logprobs=0))
