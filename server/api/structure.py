@@ -24,21 +24,30 @@ class JsonSchema(Strict):
 
 
 class ResponseFormat(Strict):
-    """OpenAI's `response_format`."""
+    """OpenAI's `response_format`; clients of TGI and LoRAX give a `json_object` the schema beside it."""
 
     type: Literal["text", "json_object", "json_schema"]
     json_schema: JsonSchema | None = None
+    value: SchemaObject | None = Field(None, description="The schema of a json_object, as TGI names it.")
+    schema_: SchemaObject | None = Field(None, alias="schema", description="The same, as LoRAX names it.")
 
     @model_validator(mode="after")
     def _agree(self) -> Self:
         if (self.type == "json_schema") is not (self.json_schema is not None):
             raise ValueError("json_schema is needed for the type json_schema, and for no other")
+        if None not in (self.value, self.schema_):
+            raise ValueError("value and schema are two names of one field; send one of them")
+        if self.type != "json_object" and (self.value, self.schema_) != (None, None):
+            raise ValueError("value and schema are for the type json_object")
         return self
 
     def structure(self, param: str = "response_format") -> Structure | None:
         """Return what the text must match, None for any text."""
         if self.json_schema is not None:
             return Structure("json_schema", _written(self.json_schema.schema_), f"{param}.json_schema.schema")
+        for name, schema in (("value", self.value), ("schema", self.schema_)):
+            if schema is not None:
+                return Structure("json_schema", _written(schema), f"{param}.{name}")
         return None if self.type == "text" else Structure("json_object", "", param)
 
 

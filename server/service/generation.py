@@ -314,8 +314,9 @@ def _max_tokens(
     wanted = default if command.max_tokens is None else command.max_tokens
     if wanted > room:
         raise ContextTooLong(
-            f"the prompt takes {held}, and max_tokens is {wanted}; together they may be"
-            f" {prefix + len(prompt.tokens) + room}",
+            # Programs look for the first words: they are what other servers say too.
+            f"this model's maximum context length is {prefix + len(prompt.tokens) + room} tokens here: the prompt takes"
+            f" {held}, and max_tokens is {wanted}",
             param="prompt" if room < 1 else "max_tokens",
         )
     if command.sampling.min_tokens > wanted:

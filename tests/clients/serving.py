@@ -47,7 +47,8 @@ class Served:
         python = environment(requirements)
         self.server.wait_ready()
         arguments = (self.server.url, self.key, str(self.server.engine_pid()), PROMPT)
-        told: dict[str, Any] = json.loads(run_script(python, script, *arguments, folder=self.folder))
+        printed = run_script(python, script, *arguments, folder=self.folder)
+        told: dict[str, Any] = json.loads(printed.splitlines()[-1])
         self.server.wait_ready()
         return told
 

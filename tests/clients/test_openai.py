@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +50,7 @@ def test_parameters_and_usage(told: dict[str, Any], served: Served) -> None:
     assert usage["total_tokens"] == usage["prompt_tokens"] + usage["completion_tokens"]
     assert len(told["several"]) == 4
     assert told["stopped"] == " "
+    assert [list(json.loads(told[way])) for way in ("json", "json of LoRAX")] == [["year"], ["year"]]
     logprobs = told["logprobs"]
     assert len(logprobs["tokens"]) == len(logprobs["token_logprobs"]) == usage["prompt_tokens"] + 3
     assert logprobs["token_logprobs"][0] is None

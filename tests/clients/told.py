@@ -19,9 +19,9 @@ URL, KEY, ENGINE, PROMPT = sys.argv[1], sys.argv[2], int(sys.argv[3]), sys.argv[
 
 
 def tell(results: dict[str, Any], *packages: str) -> None:
-    """Print the results, and the versions of the packages that gave them."""
+    """Print the results, and the versions of the packages that gave them, on a line behind all else that is printed."""
     results["versions"] = {package: version(package) for package in packages}
-    sys.stdout.write(json.dumps(results))
+    sys.stdout.write("\n" + json.dumps(results))
 
 
 def raised(call: Callable[[], Any]) -> dict[str, Any]:

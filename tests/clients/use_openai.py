@@ -11,6 +11,7 @@ from told import KEY, PROMPT, URL, full_server, raised, tell, until_killed
 client = OpenAI(base_url=f"{URL}/v1", api_key=KEY, max_retries=0)
 MESSAGES: Any = [{"role": "user", "content": PROMPT}]
 GREEDY: Any = {"temperature": 0, "max_tokens": 24}
+YEAR = {"type": "object", "properties": {"year": {"type": "integer", "maximum": 9999}}, "required": ["year"]}
 
 
 def complete(**fields: Any) -> Any:
@@ -64,6 +65,10 @@ def main() -> None:
         "chat adapter": chat(model="plain").choices[0].message.content,
         "chat streamed": spoken(chat(stream=True)),
         "chat streamed adapter": spoken(chat(model="plain", stream=True)),
+        "json": chat(response_format={"type": "json_schema", "json_schema": {"name": "year", "schema": YEAR}})
+        .choices[0]
+        .message.content,
+        "json of LoRAX": chat(response_format={"type": "json_object", "schema": YEAR}).choices[0].message.content,
         "chat logprobs": chat(max_tokens=3, logprobs=True, top_logprobs=2).choices[0].logprobs.model_dump(),
     }
     wrong = OpenAI(base_url=f"{URL}/v1", api_key="wb_wrong", max_retries=0)

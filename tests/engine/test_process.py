@@ -18,7 +18,7 @@ import pytest_asyncio
 import torch
 from safetensors.torch import save_file
 
-from server.core import AdapterKind, BaseModel, EngineConfig, SamplingParams, TokenEvent
+from server.core import NO_TOKEN, AdapterKind, BaseModel, EngineConfig, SamplingParams, Scoring, TokenEvent
 from server.engine.client import ProcessEngine, SequenceStream
 from server.engine.loading import build_engine
 from server.engine.messages import StepReport, Submit
@@ -95,6 +95,19 @@ async def test_it_answers_as_the_oracle_does(engine: ProcessEngine, adapter: Sav
     assert adapted == ask_peft(lambda: tiny_model("llama"), adapter, PROMPT).tokens
     assert streams[1].started is not None
     assert streams[1].started.queue_ms >= streams[1].started.load_ms > 0
+
+
+async def test_a_prompt_is_scored_and_nothing_is_drawn(engine: ProcessEngine) -> None:
+    stream = engine.submit(tuple(PROMPT), SamplingParams(max_tokens=0), scoring=Scoring(top=1, after=(7,)))
+    assert await tokens_of(stream) == (NO_TOKEN,)
+    expected = ask_plain(tiny_model("llama"), PROMPT).logits.double().log_softmax(dim=-1)
+    (scores,) = stream.scores
+    assert scores.start == 1
+    assert scores.logprobs == pytest.approx([float(expected[i, t]) for i, t in enumerate(PROMPT[1:])], abs=1e-4)
+    assert [top[0][0] for top in scores.tops] == expected[: len(PROMPT) - 1].argmax(dim=-1).tolist()
+    assert scores.after == pytest.approx((float(expected[len(PROMPT) - 1, 7]),), abs=1e-4)
+    assert stream.started is not None
+    assert stream.started.cached_tokens == 0
 
 
 async def test_prompts_that_start_alike_share_where_their_salts_are_the_same(engine: ProcessEngine) -> None:

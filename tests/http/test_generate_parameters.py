@@ -13,6 +13,7 @@ from tests.http.conftest import MakeApi
 from tests.http.parameters import Case, Heard, Refused, Table
 
 CHAT = [{"role": "user", "content": "hi"}]
+INTEGER = {"type": "integer"}
 
 
 def abc() -> FakeEngine:
@@ -65,7 +66,14 @@ SHARED: dict[str, tuple[Case, ...]] = {
     "truncate_prompt_tokens": (Heard(2, shows="engine"), Refused(0)),
     "skip_special_tokens": (Heard(False, {"ignore_eos": True}, engine=ending), Refused("no")),
     "cache_salt": (Heard("pepper", shows="engine"), Refused("a/b")),
-    "response_format": (Heard({"type": "json_object"}, shows="engine"), Refused({"type": "xml"})),
+    "response_format": (
+        Heard({"type": "json_object"}, shows="engine"),
+        Heard({"type": "json_object", "value": INTEGER}, absent={"type": "json_object"}, shows="engine"),
+        Heard({"type": "json_object", "schema": INTEGER}, absent={"type": "json_object"}, shows="engine"),
+        Refused({"type": "xml"}),
+        Refused({"type": "text", "value": INTEGER}),
+        Refused({"type": "json_object", "value": INTEGER, "schema": INTEGER}),
+    ),
     "structured_outputs": (
         Heard({"regex": "[ab]+"}, shows="engine"),
         Refused({}),

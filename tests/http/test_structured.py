@@ -69,7 +69,7 @@ CHOICE = {"choice": ["yes", "no"]}
     [
         ({"response_format": {"type": "xml"}}, "response_format.type"),
         ({"response_format": {}}, "response_format.type"),
-        ({"response_format": {"type": "json_object", "schema": {}}}, "response_format.schema"),
+        ({"response_format": {"type": "json_object", "scheme": {}}}, "response_format.scheme"),
         ({"response_format": {"type": "json_schema"}}, "response_format"),
         ({"response_format": {"type": "json_object", "json_schema": NAMED}}, "response_format"),
         (

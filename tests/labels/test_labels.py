@@ -208,6 +208,17 @@ async def test_labels_behind_templates(
     require(choice, brute_force(table_logits(adapter.table()), ids(""), [ids(label) for label in LABELS]), LABELS)
 
 
+async def test_a_prompt_that_a_label_swallows_has_to_have_something_before_it(folder: Path, tmp_path: Path) -> None:
+    adapter = save_adapter(tiny_model("llama"), AdapterKind.PROMPT_TUNING, tmp_path / "adapter", 5)
+    body = {"prompt": "t", "labels": ["y", "x"]}
+    async with serving(folder, tmp_path / "store", attention="cpu") as (client, _):
+        await publish(client, "mine", adapter.folder)
+        alone = await client.post("/v1/generate", json=body)
+        (choice,) = await labels_of(client, **body, adapter="mine")
+    assert (alone.status_code, alone.json()["error"]["param"]) == (400, "prompt")
+    assert [score["num_tokens"] for score in choice["labels"]] == [1, 2]
+
+
 async def test_the_shared_start_is_computed_once(
     folder: Path, tmp_path: Path, encode: Callable[[str], list[int]]
 ) -> None:

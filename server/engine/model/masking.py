@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -12,12 +12,16 @@ from server.engine.grammars.masks import Mask
 
 
 class Masking:
-    """Spreads packed masks over a vocabulary, a byte at a time: each of the 256 has its eight tokens in a table."""
+    """Spreads packed masks over a vocabulary, on the device of the scores: what travels there is one bit a token.
+
+    The eight tokens of each byte are eight bytes, which are looked up as one number.
+    """
 
     def __init__(self, vocab_size: int, device: torch.device) -> None:
         self._vocab_size = vocab_size
-        bits = np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1, bitorder="little")
-        self._forbidden = torch.from_numpy(bits == 0).to(device)  # [256, 8] bool
+        self._device = device
+        eights = np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1, bitorder="little")
+        self._eights = torch.from_numpy(eights).view(torch.int64)[:, 0].to(device)  # [256]
 
     def applied(
         self, logits: Tensor, adjusted: Mapping[int, Tensor], masks: Mapping[int, Mask], at_once: int
@@ -26,10 +30,20 @@ class Masking:
 
         Each row of `masks` comes once, `at_once` of them together, as [some, vocab] float32.
         """
-        every = list(masks)
+        every = sorted(masks)
         for start in range(0, len(every), at_once):
             rows = every[start : start + at_once]
-            packed = torch.from_numpy(np.stack([masks[row] for row in rows])).to(logits.device)
-            forbidden = self._forbidden[packed.long()].flatten(1)[:, : self._vocab_size]
-            scores = torch.stack([adjusted.get(row, logits[row]) for row in rows])
-            yield rows, scores.masked_fill_(forbidden, -torch.inf)
+            allowed = self._spread(np.stack([masks[row] for row in rows]))
+            yield rows, torch.where(allowed, _scores(logits, adjusted, rows), -torch.inf)
+
+    def _spread(self, packed: Mask) -> Tensor:
+        """Return [rows, vocab] bool, from [rows, bytes]."""
+        allowed = self._eights[torch.from_numpy(packed).to(self._device).long()]
+        return allowed.view(torch.bool)[:, : self._vocab_size]
+
+
+def _scores(logits: Tensor, adjusted: Mapping[int, Tensor], rows: Sequence[int]) -> Tensor:
+    """Return these rows [some, vocab], without a copy where they stand together in `logits` as they are."""
+    if rows[-1] - rows[0] == len(rows) - 1 and adjusted.keys().isdisjoint(rows):
+        return logits[rows[0] : rows[-1] + 1]
+    return torch.stack([adjusted.get(row, logits[row]) for row in rows])

@@ -81,11 +81,13 @@ class Sampler:
             for row, request in enumerate(requests)
             if finite[row] and self._adjusts(request)
         }
-        for rows, scores in self._masking.applied(logits, adjusted, masks or {}, self._chunk_rows):
-            adjusted.update(zip(rows, scores, strict=True))
         for row, scores in adjusted.items():
             if requests[row].params.temperature == 0:
                 tokens[row] = int(scores.max(dim=-1).indices)
+        for rows, masked in self._masking.applied(logits, adjusted, masks or {}, self._chunk_rows):
+            adjusted.update(zip(rows, masked, strict=True))
+            for row, token in zip(rows, masked.max(dim=-1).indices.tolist(), strict=True):
+                tokens[row] = token
         sampled = [row for row, r in enumerate(requests) if finite[row] and r.params.temperature != 0]
         for rows in self._chunks(sampled, requests):
             scores = torch.stack([adjusted.get(row, logits[row]) for row in rows])

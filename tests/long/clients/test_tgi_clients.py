@@ -95,6 +95,7 @@ def test_structure_is_kept(told: dict[str, Any]) -> None:
     for client in ("huggingface_hub", "text_generation"):
         assert re.fullmatch("[0-9]{4}", told[client]["digits"]), client
     assert isinstance(json.loads(told["lorax"]["json"])["year"], int)
+    assert isinstance(json.loads(told["huggingface_hub"]["chat json"])["year"], int)
 
 
 CASES = {

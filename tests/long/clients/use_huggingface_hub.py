@@ -47,6 +47,9 @@ def main() -> None:
     }
     messages = [{"role": "user", "content": PROMPT}]
     told["chat"] = client.chat_completion(messages, max_tokens=12, temperature=0).choices[0].message.content
+    schema = {"type": "object", "properties": {"year": {"type": "integer", "maximum": 9999}}, "required": ["year"]}
+    form = {"type": "json_schema", "json_schema": {"name": "year", "schema": schema}}
+    told["chat json"] = client.chat_completion(messages, response_format=form, max_tokens=24).choices[0].message.content
     chat_client = InferenceClient(base_url=URL, token=KEY)
     told["chat adapter"] = [
         chat_client.chat_completion(messages, model="plain", max_tokens=24, temperature=0).choices[0].message.content,
