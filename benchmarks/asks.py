@@ -18,12 +18,14 @@ class Ask:
     """One request: always greedy, streamed, and exactly `new_tokens` long.
 
     `adapter` names one of ours; `embeddings` are base64 of what torch.save makes of a prompt's rows, soft prompt first.
+    `schema` is a JSON schema that the text must match, and that no text of `new_tokens` tokens comes to the end of.
     """
 
     prompt: tuple[int, ...]
     new_tokens: int = NEW_TOKENS
     adapter: str | None = None
     embeddings: str | None = None
+    schema: str | None = None
 
 
 def prompts(count: int, length: int, vocab_size: int, seed: object) -> list[tuple[int, ...]]:
@@ -37,6 +39,9 @@ def waybill_body(ask: Ask) -> bytes:
     fields: dict[str, Any] = {"prompt": ask.prompt, "max_tokens": ask.new_tokens, "stream": True, "ignore_eos": True}
     if ask.adapter is not None:
         fields["adapter"] = ask.adapter
+    if ask.schema is not None:
+        fields["structured_outputs"] = {"json": ask.schema}
+        del fields["ignore_eos"]
     return json.dumps(fields).encode()
 
 

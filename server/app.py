@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from importlib.metadata import version
@@ -10,9 +11,18 @@ from pathlib import Path
 
 from fastapi import FastAPI
 
-from server.api import adapters, errors, generate, health, models, openapi
+from server.api import adapters, errors, generate, health, openapi, tokenize
 from server.api.middleware import LoopbackOnly, RequestLog
+from server.api.openai import models as openai_models
+from server.api.openai import routes as openai_routes
+from server.api.openai.chat import ChatRequest
+from server.api.openai.completions import CompletionRequest
 from server.api.schemas import GenerateRequest
+from server.api.tgi import info as tgi_info
+from server.api.tgi import routes as tgi_routes
+from server.api.tgi.replies import TgiEvent
+from server.api.tgi.schemas import TgiRequest
+from server.api.tokenize import DetokenizeRequest, TokenizeRequest
 from server.engine.client import EngineClient, ProcessEngine
 from server.formats.judge import AdapterLimits
 from server.metrics import Metrics
@@ -22,15 +32,20 @@ from server.service.generation import GenerationService
 from server.service.prompting import Prompter
 from server.service.tenants import KeyRing
 from server.service.tokenizer import Tokenizer
+from server.service.tokenizing import TokenizingService
 from server.settings import Plan, Settings
 from server.store.local import AdapterStore
+
+_DESCRIBED = (GenerateRequest, CompletionRequest, ChatRequest, TokenizeRequest, DetokenizeRequest, TgiRequest, TgiEvent)
+"""Models that FastAPI does not see: the bodies that routes read themselves, and what events hold."""
 
 
 def create_app(settings: Settings, plan: Plan, engine: EngineClient | None = None) -> FastAPI:
     """Return the whole server as an ASGI app; its lifespan starts the engine and ends it.
 
-    `engine` is a fake in tests. What the routes need stands in `app.state`: keys, gate, engine, base, metrics,
-    generation, adapters, max_upload; `refusal` is why the engine would not start.
+    `engine` is a fake in tests. What the routes need stands in `app.state`: keys, gate, engine, base, created (Unix
+    time), tokenizer, metrics, generation, tokenizing, adapters, max_upload, idle_timeout; `refusal` is why the
+    engine would not start.
     """
     base = plan.engine.base
     engine = engine or ProcessEngine(plan.engine)
@@ -55,6 +70,7 @@ def create_app(settings: Settings, plan: Plan, engine: EngineClient | None = Non
             app.state.refusal = str(error)
             raise
         engine.on_report(metrics.observe_step)
+        engine.on_death(metrics.observe_engine_death)
         try:
             yield
         finally:
@@ -75,13 +91,20 @@ def create_app(settings: Settings, plan: Plan, engine: EngineClient | None = Non
     app.state.gate = gate
     app.state.engine = engine
     app.state.base = base
+    app.state.created = int(time.time())
+    app.state.tokenizer = tokenizer
     app.state.metrics = metrics
     app.state.adapters = adapter_service
     app.state.max_upload = plan.max_upload
+    app.state.idle_timeout = settings.idle_timeout
+    prompter = Prompter(tokenizer, base)
+    app.state.tokenizing = TokenizingService(
+        tokenizer=tokenizer, prompter=prompter, adapters=adapter_service, base=base, gate=gate
+    )
     app.state.generation = GenerationService(
         engine=engine,
         adapters=adapter_service,
-        prompter=Prompter(tokenizer, base),
+        prompter=prompter,
         tokenizer=tokenizer,
         base=base,
         gate=gate,
@@ -96,7 +119,8 @@ def create_app(settings: Settings, plan: Plan, engine: EngineClient | None = Non
 
 def _add_routes(app: FastAPI) -> None:
     """Everything is behind a key, except probes and metrics."""
-    for part in (generate, adapters, models, health):
+    for part in (generate, adapters, openai_routes, openai_models, tokenize, health, tgi_routes, tgi_info):
         app.include_router(part.router)
+    app.include_router(tgi_info.open_router)
     errors.install(app)
-    openapi.install(app, (GenerateRequest,))
+    openapi.install(app, _DESCRIBED)

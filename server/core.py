@@ -5,6 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import StrEnum
 
+NO_TOKEN = -1
+"""The token of a sequence's only event where `max_tokens` is 0: nothing was drawn."""
+
 
 class AdapterKind(StrEnum):
     """The prompt-learning methods that Waybill serves, named as PEFT's `peft_type` in lower case."""
@@ -93,9 +96,9 @@ class AdapterSource:
 class SamplingParams:
     """How one sequence draws its tokens, and when it ends.
 
-    `temperature == 0` is greedy. `top_k == 0` and `top_p == 1` switch those filters off. Order of application:
-    penalties, bias, temperature, top-k, top-p (mass over the full vocabulary), min-p. Penalties never count virtual
-    tokens: repetition looks at prompt and output, presence and frequency at the output.
+    `temperature == 0` is greedy. `top_k == 0`, `top_p == 1` and `typical_p == 1` switch those filters off. Order of
+    application: penalties, bias, temperature, top-k, top-p (mass over the full vocabulary), min-p, typical. Penalties
+    never count virtual tokens: repetition looks at prompt and output, presence and frequency at the output.
     """
 
     max_tokens: int
@@ -112,6 +115,7 @@ class SamplingParams:
     stop_token_ids: tuple[int, ...] = ()  # beside the model's own end-of-sequence ids
     ignore_eos: bool = False
     logprobs: int | None = None  # None: none; k: the drawn token's and the k likeliest, of the raw distribution
+    typical_p: float = 1.0  # of the mass that the other filters leave
     grammar: str | None = None  # what the text must match, as `server.service.structure` writes it
 
 
@@ -120,7 +124,8 @@ class Scoring:
     """What to tell of a prompt's own tokens: log-probabilities under the raw distribution, natural logarithm.
 
     Tokens of segment B from position `start` are scored, which is at least 1: the first has nothing before it. `top`
-    likeliest tokens are told for each. `after` are ids that are scored as the token after the whole prompt.
+    likeliest tokens are told for each. Virtual tokens are no words: they are not scored. `after` are ids that are
+    scored as the token after the whole prompt.
     """
 
     start: int = 1
@@ -143,8 +148,8 @@ class TokenEvent:
 class PromptScores:
     """Log-probabilities of consecutive prompt tokens of one sequence, the first at position `start`.
 
-    `tops` holds the likeliest of each position, empty where none were asked for. `after` comes with the last of a
-    sequence's reports.
+    A virtual token, which is not scored, lies between two reports. `tops` holds the likeliest of each position, empty
+    where none were asked for. `after` comes with the last of a sequence's reports, whose `logprobs` may be empty.
     """
 
     sequence: int

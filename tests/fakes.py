@@ -49,6 +49,7 @@ class FakeStream:
     scoring: Scoring | None = None
     started: Started | None = None
     scores: list[PromptScores] = field(default_factory=list)
+    found: int = 0
     ended: bool = False
     inbox: asyncio.Queue[TokenEvent | WaybillError | None] = field(default_factory=asyncio.Queue)
     output: list[int] = field(default_factory=list)
@@ -112,6 +113,7 @@ class FakeEngine:
         self._going.set()
         self._up = asyncio.Event()
         self._listeners: list[Callable[[StepReport], None]] = []
+        self._mourners: list[Callable[[], None]] = []
         self._looping: asyncio.Task[None] | None = None
         self._work = asyncio.Event()
         self._known: set[tuple[tuple[int, ...], AdapterSource | None, str]] = set()
@@ -147,7 +149,7 @@ class FakeEngine:
             raise EngineRestarting("the engine is being restarted", retry_after=5) from None
 
     async def close(self) -> None:
-        self.die()
+        self._lose()
         if self._looping is not None:
             self._looping.cancel()
             await asyncio.gather(self._looping, return_exceptions=True)
@@ -165,7 +167,8 @@ class FakeEngine:
         stream = FakeStream(len(self.submitted), tokens, params, adapter, salt, scoring)
         if salt is not None:
             self._asked_tokens += len(tokens)
-            self._cached_tokens += (len(tokens) - 1) * ((tokens, adapter, salt) in self._known)
+            stream.found = (len(tokens) - 1) * ((tokens, adapter, salt) in self._known)
+            self._cached_tokens += stream.found
             self._known.add((tokens, adapter, salt))
         self.submitted.append(stream)
         self._work.set()
@@ -182,6 +185,9 @@ class FakeEngine:
     def on_report(self, listener: Callable[[StepReport], None]) -> None:
         self._listeners.append(listener)
 
+    def on_death(self, listener: Callable[[], None]) -> None:
+        self._mourners.append(listener)
+
     def pause(self) -> None:
         """Make no token until `resume`."""
         self._going.clear()
@@ -192,6 +198,11 @@ class FakeEngine:
 
     def die(self) -> None:
         """Every open sequence fails, and the engine is down."""
+        self._lose()
+        for listener in self._mourners:
+            listener()
+
+    def _lose(self) -> None:
         self._up.clear()
         for stream in self.running:
             stream.ended = True
@@ -220,7 +231,7 @@ class FakeEngine:
 
     def _advance(self, stream: FakeStream) -> TokenEvent | None:
         if stream.started is None:
-            stream.started = Started(stream.number, queue_ms=1.0, load_ms=0.5)
+            stream.started = Started(stream.number, queue_ms=1.0, load_ms=0.5, cached_tokens=stream.found)
             if stream.scoring is not None:
                 stream.scores.append(_scored(stream, stream.scoring))
         if self.fail_after is not None and len(stream.output) >= self.fail_after:

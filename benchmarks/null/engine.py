@@ -49,7 +49,7 @@ class NullEngine:
 
     def take(self, message: Message) -> None:
         """Begin or end a sequence. Raises ValueError for what only a real engine can answer."""
-        if isinstance(message, Submit):
+        if isinstance(message, Submit) and message.scoring is None:
             self._left[message.sequence] = message.params.max_tokens
             self._fresh.append(message.sequence)
             self.waiting.set()
@@ -71,7 +71,7 @@ class NullEngine:
         self._fresh = []
         if not self._left:
             self.waiting.clear()
-        return StepReport(tuple(events), (), started, self._stats(len(events)))
+        return StepReport(tuple(events), started=started, stats=self._stats(len(events)))
 
     def _stats(self, batch: int) -> StepStats:
         return StepStats(

@@ -14,7 +14,7 @@ from starlette.responses import JSONResponse, Response
 from server.api.auth import CurrentTenant, protected_router
 from server.api.client import unless_gone
 from server.api.multipart import Form, read_form
-from server.api.openapi import form_body
+from server.api.openapi import ANY_ROUTE, error_replies, form_body
 from server.api.record import record_of
 from server.core import AdapterKind
 from server.errors import InvalidRequest
@@ -30,13 +30,13 @@ router = protected_router("/v1")
 _ARCHIVE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}\.zip")
 _FORM = form_body(
     {
-        "name": {"type": "string", "description": "The adapter's name."},
+        "name": {"type": "string", "description": "The adapter's name; it becomes yours."},
         "files": {
             "type": "array",
             "items": {"type": "string", "format": "binary"},
-            "description": "The adapter's files, or one zip of its folder.",
+            "description": "The adapter's files, each under its own name, or one `.zip` of their folder.",
         },
-        "dry_run": {"type": "boolean", "description": "Judge only, publish nothing."},
+        "dry_run": {"type": "boolean", "description": "`true`: judge only, publish nothing. Default: `false`."},
     },
     ["name", "files"],
 )
@@ -73,7 +73,11 @@ Reference = Annotated[str, PathParameter(max_length=200, description="`name` or 
     "/adapters",
     response_model=None,
     status_code=201,
-    responses={200: {"model": AdapterCard}, 201: {"model": AdapterCard}},
+    responses={
+        200: {"model": AdapterCard},
+        201: {"model": AdapterCard},
+        **error_replies((*ANY_ROUTE, 404, 413, 415, 422)),
+    },
     openapi_extra=_FORM,
 )
 async def publish(request: Request, tenant: CurrentTenant) -> Response:
@@ -97,14 +101,18 @@ async def publish(request: Request, tenant: CurrentTenant) -> Response:
     return _published(request, tenant, name, verdict, num_bytes)
 
 
-@router.get("/adapters", response_model_exclude_none=True)
+@router.get("/adapters", response_model_exclude_none=True, responses=error_replies(ANY_ROUTE))
 async def list_adapters(request: Request, tenant: CurrentTenant) -> AdapterList:
     """List your adapters and the public ones, each at its latest version."""
     service: AdapterService = request.app.state.adapters
     return AdapterList(data=[_card(version) for version in await service.list(tenant)])
 
 
-@router.get("/adapters/{name:path}", response_model=None, responses={200: {"model": AdapterCard}})
+@router.get(
+    "/adapters/{name:path}",
+    response_model=None,
+    responses={200: {"model": AdapterCard}, **error_replies((*ANY_ROUTE, 404))},
+)
 async def show_adapter(request: Request, name: Reference, tenant: CurrentTenant) -> Response:
     """Show one adapter, or one version of it."""
     service: AdapterService = request.app.state.adapters
@@ -112,7 +120,7 @@ async def show_adapter(request: Request, name: Reference, tenant: CurrentTenant)
     return JSONResponse(_json(_card(version)), headers={"ETag": f'"{version.digest}"'})
 
 
-@router.delete("/adapters/{name:path}", status_code=204)
+@router.delete("/adapters/{name:path}", status_code=204, responses=error_replies((*ANY_ROUTE, 404)))
 async def delete_adapter(request: Request, name: Reference, tenant: CurrentTenant) -> None:
     """Delete one of your adapters with all its versions. Requests that run finish."""
     service: AdapterService = request.app.state.adapters

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Annotated
 
 from fastapi import APIRouter, Depends, Request
+from fastapi.routing import APIRoute
 
 from server.api.record import record_of
 from server.service.tenants import KeyRing, Tenant
@@ -23,6 +24,6 @@ CurrentTenant = Annotated[Tenant, Depends(authorise)]
 """A route's parameter of this type is the caller."""
 
 
-def protected_router(prefix: str = "") -> APIRouter:
+def protected_router(prefix: str = "", route_class: type[APIRoute] = APIRoute) -> APIRouter:
     """Return a router for routes under `prefix`; none of them is reached without a key."""
-    return APIRouter(prefix=prefix, dependencies=[Depends(authorise)])
+    return APIRouter(prefix=prefix, dependencies=[Depends(authorise)], route_class=route_class)

@@ -1,19 +1,22 @@
-"""The one place where errors become HTTP: OpenAI's error object, with Waybill's codes."""
+"""The one place where errors become HTTP: in the words of the route's API, which are OpenAI's unless it says others."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, Protocol
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from pydantic import ValidationError
 from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse, Response
+from starlette.routing import Match
+from starlette.types import Scope
 
 from server.api.client import ClientGone
 from server.api.record import CLIENT_GONE, record_of
 from server.errors import (
+    BodyStalled,
     InvalidRequest,
     MethodNotAllowed,
     NotFound,
@@ -33,6 +36,33 @@ MAX_RETRY_AFTER = 60
 """Seconds."""
 
 
+class ErrorWords(Protocol):
+    """How one API tells of errors. A route speaks in the words that its `error_words` holds."""
+
+    def status(self, error: WaybillError) -> int:
+        """Return the HTTP status."""
+        ...
+
+    def body(self, error: WaybillError) -> dict[str, Any]:
+        """Return the body, as what JSON can say."""
+        ...
+
+
+class UsualWords:
+    """OpenAI's error object, with Waybill's statuses and codes."""
+
+    def status(self, error: WaybillError) -> int:
+        """Return the error's own status."""
+        return error.status
+
+    def body(self, error: WaybillError) -> dict[str, Any]:
+        """Return the error object."""
+        return error_body(error)
+
+
+USUAL_WORDS = UsualWords()
+
+
 def error_body(error: WaybillError) -> dict[str, Any]:
     """Return `{"error": {message, type, param, code, details?}}`."""
     body: dict[str, Any] = {
@@ -46,17 +76,25 @@ def error_body(error: WaybillError) -> dict[str, Any]:
     return {"error": body}
 
 
-def error_response(error: WaybillError) -> Response:
+def error_response(scope: Scope, error: WaybillError) -> Response:
     """Return the whole answer to a request that failed before its first byte."""
-    return JSONResponse(error_body(error), status_code=error.status, headers=_headers(error))
+    words: ErrorWords = getattr(scope.get("route"), "error_words", USUAL_WORDS)
+    return JSONResponse(words.body(error), status_code=words.status(error), headers=_headers(error))
 
 
 def from_validation(error: ValidationError | RequestValidationError) -> InvalidRequest:
     """Return the findings of pydantic as one error; values are never repeated, names only in part."""
-    findings = error.errors()[:MAX_DETAILS]
+    findings = _findings(error)[:MAX_DETAILS]
     lines = [_line(finding) for finding in findings]
     param = _path(findings[0]["loc"]) or None
     return InvalidRequest(lines[0], param=param, details=tuple(lines) if len(lines) > 1 else ())
+
+
+def _findings(error: ValidationError | RequestValidationError) -> Sequence[Any]:
+    """Return all findings. Nothing but place, kind and words is asked for: there may be a thousand."""
+    if isinstance(error, ValidationError):
+        return error.errors(include_url=False, include_context=False, include_input=False)
+    return error.errors()
 
 
 def install(app: FastAPI) -> None:
@@ -82,19 +120,22 @@ def install(app: FastAPI) -> None:
 
 def _answer(request: Request, error: WaybillError) -> Response:
     record_of(request.scope).error = error.code
-    return error_response(error)
+    return error_response(request.scope, error)
 
 
 def _from_http(request: Request, error: HTTPException) -> WaybillError:
     if error.status_code == 404:
         return NotFound("no such route")
     if error.status_code == 405:
-        return MethodNotAllowed(f"this route does not take {request.method[:16]}", allow=_allow(error.headers))
+        return MethodNotAllowed(f"this route does not take {request.method[:16]}", allow=", ".join(_methods(request)))
     return InvalidRequest("the request could not be read")
 
 
-def _allow(headers: Mapping[str, str] | None) -> str:
-    return (headers or {}).get("Allow", "")
+def _methods(request: Request) -> list[str]:
+    """Return the methods that the path has: each may be a route of its own."""
+    routes = request.app.router.routes
+    asked = [(method, {**request.scope, "method": method}) for method in ("DELETE", "GET", "HEAD", "POST")]
+    return [method for method, scope in asked if any(route.matches(scope)[0] is Match.FULL for route in routes)]
 
 
 def _headers(error: WaybillError) -> dict[str, str]:
@@ -106,7 +147,7 @@ def _headers(error: WaybillError) -> dict[str, str]:
     elif error.status in (408, 500):
         # Common clients repeat these by themselves; the same request would only fail again.
         headers["x-should-retry"] = "false"
-    if isinstance(error, TooLarge):
+    if isinstance(error, TooLarge | BodyStalled):
         headers["Connection"] = "close"
     if isinstance(error, MethodNotAllowed) and error.allow:
         headers["Allow"] = error.allow

@@ -8,7 +8,7 @@ from starlette.responses import Response
 from server.api.auth import CurrentTenant, protected_router
 from server.api.body import read_json
 from server.api.client import unless_gone
-from server.api.openapi import json_body
+from server.api.openapi import GENERATING, error_replies, event_stream, json_body
 from server.api.record import record_of
 from server.api.replies import GenerateReply, ReplyWriter
 from server.api.schemas import GenerateRequest
@@ -19,13 +19,15 @@ from server.service.run import Run
 MAX_BODY = 8 * 2**20
 """Bytes of a generate request's body."""
 
+EVENTS = event_stream("An event as JSON, an error, or `[DONE]` at the end.")
+
 router = protected_router("/v1")
 
 
 @router.post(
     "/generate",
     response_model=None,
-    responses={200: {"model": GenerateReply}},
+    responses={200: {"model": GenerateReply, "content": EVENTS}, **error_replies(GENERATING)},
     openapi_extra=json_body(GenerateRequest),
 )
 async def generate(request: Request, tenant: CurrentTenant) -> Response:

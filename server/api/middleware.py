@@ -47,7 +47,7 @@ class RequestLog:
         except Exception as error:
             _log_surprise(error, record.request_id)
             if record.status == 0:
-                await error_response(WaybillError("internal error"))(scope, receive, send_with_id)
+                await error_response(scope, WaybillError("internal error"))(scope, receive, send_with_id)
             record.status, record.error = 500, WaybillError.code
         finally:
             record.route = _route(scope)
@@ -74,7 +74,7 @@ class LoopbackOnly:
             if foreign is not None:
                 refusal = InvalidRequest("without API keys this server answers only to localhost", param=foreign)
                 record_of(scope).error = refusal.code
-                await error_response(refusal)(scope, receive, send)
+                await error_response(scope, refusal)(scope, receive, send)
                 return
         await self._app(scope, receive, send)
 

@@ -23,6 +23,7 @@ class RequestRecord:
     route: str = ""
     tenant: str = ""
     key_id: str = ""
+    user: str = ""
     status: int = 0
     error: str = ""
     adapter: str = ""
@@ -43,6 +44,7 @@ class RequestRecord:
             "error": self.error,
             "tenant": self.tenant,
             "key_id": self.key_id,
+            "user": self.user,
             "adapter": self.adapter,
             "digest": self.digest,
             "in": self.tokens_in,

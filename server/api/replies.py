@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from json.encoder import encode_basestring
 from typing import Any, Literal
 
@@ -40,6 +41,15 @@ class LogprobReply(BaseModel):
     top: list[LogprobReply] = []
 
 
+class LabelReply(BaseModel):
+    """One label: the sum of its tokens' log-probabilities, and its share among all labels."""
+
+    label: str
+    logprob: float
+    probability: float
+    num_tokens: int
+
+
 class ChoiceReply(BaseModel):
     """One choice; prompt p's choice c has the index `p * n + c`. In a stream, `text` is what is new."""
 
@@ -49,15 +59,18 @@ class ChoiceReply(BaseModel):
     stop_reason: str | int | None
     token_ids: list[int] = []
     logprobs: list[LogprobReply] = []
+    prompt_logprobs: list[LogprobReply | None] = []
+    labels: list[LabelReply] = []
 
 
 class UsageReply(BaseModel):
-    """Tokens; virtual tokens are counted apart."""
+    """Tokens; virtual ones are counted apart. `cached_tokens` of the prompt's were computed for an earlier request."""
 
     prompt_tokens: int
     completion_tokens: int
     total_tokens: int
     virtual_tokens: int
+    cached_tokens: int
 
 
 class TimingsReply(BaseModel):
@@ -98,7 +111,7 @@ class ReplyWriter:
             "object": "text_generation",
             "created": run.created,
             "model": model,
-            "adapter": None if run.adapter is None else _adapter(run.adapter),
+            "adapter": None if run.adapter is None else adapter_reply(run.adapter),
         }
 
     def whole(self) -> dict[str, Any]:
@@ -143,7 +156,12 @@ class ReplyWriter:
             choice.finish,
             choice.stop_reason,
         )
-        return self._delta(whole)
+        written = self._delta(whole)
+        if entries := choice.prompt_logprobs:
+            written["prompt_logprobs"] = [None if entry is None else _logprob(entry) for entry in entries]
+        if choice.labels:
+            written["labels"] = [asdict(score) for score in choice.labels]
+        return written
 
     def _delta(self, delta: Delta) -> dict[str, Any]:
         written: dict[str, Any] = {
@@ -159,7 +177,7 @@ class ReplyWriter:
         return written
 
 
-def _adapter(used: AdapterUsed) -> dict[str, Any]:
+def adapter_reply(used: AdapterUsed) -> dict[str, Any]:
     return {
         "name": used.name,
         "version": used.version,
@@ -181,6 +199,7 @@ def _usage(usage: Usage) -> dict[str, int]:
         "completion_tokens": usage.completion_tokens,
         "total_tokens": usage.total_tokens,
         "virtual_tokens": usage.virtual_tokens,
+        "cached_tokens": usage.cached_tokens,
     }
 
 

@@ -5,11 +5,15 @@ from __future__ import annotations
 import logging
 from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
 
 import torch
 import transformers
 
 from server.core import AdapterSource, BaseModel, EngineConfig
+from server.engine.grammars.masks import Masks
+from server.engine.grammars.vocabulary import read_vocabulary
 from server.engine.loop import Engine
 from server.engine.messages import Hello
 from server.engine.model.attention.base import AttentionBackend, KVShape
@@ -61,7 +65,9 @@ def build_engine(config: EngineConfig) -> tuple[Engine, Hello]:
         model = load_model(config)
         sizes = _sizes(model, config)
         readers = ThreadPoolExecutor(READERS, thread_name_prefix="reader")
-        engine = assemble(model, config.base, sizes, config.attention, readers)
+        engine = assemble(
+            model, config.base, sizes, config.attention, readers, folder=Path(config.model_path), threads=config.threads
+        )
     except (UnsupportedModel, ValueError) as error:
         raise Refusal(str(error)) from error
     hello = Hello(
@@ -76,10 +82,20 @@ def build_engine(config: EngineConfig) -> tuple[Engine, Hello]:
     return engine, hello
 
 
-def assemble(model: LoadedModel, base: BaseModel, sizes: Sizes, attention: str, readers: Executor) -> Engine:
+def assemble(
+    model: LoadedModel,
+    base: BaseModel,
+    sizes: Sizes,
+    attention: str,
+    readers: Executor,
+    *,
+    folder: Path | None = None,
+    threads: int = 1,
+) -> Engine:
     """Put an engine together around a loaded model, after comparing it with the model's own attention.
 
-    Raises UnsupportedModel when the two differ, and ValueError for sizes that do not hold one sequence.
+    Grammars need the model's `folder`, for its tokenizer; masks are found on `threads` threads. Raises UnsupportedModel
+    when the two differ, and ValueError for sizes that do not hold one sequence.
     """
     backend = create_backend(attention, model.kv_shape(sizes.num_blocks, sizes.block_size))
     calibration = check_model(model, backend)
@@ -111,6 +127,7 @@ def assemble(model: LoadedModel, base: BaseModel, sizes: Sizes, attention: str, 
         sampler=Sampler(model.vocab_size, base.eos_token_ids, model.device),
         read=read,
         readers=readers,
+        masks=Masks(partial(read_vocabulary, folder, model.vocab_size, base.eos_token_ids), threads=threads),
     )
 
 

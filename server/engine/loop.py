@@ -10,7 +10,8 @@ from queue import Empty, SimpleQueue
 
 from torch import Tensor
 
-from server.core import AdapterSource, PrefixKey, SamplingParams, TokenEvent
+from server.core import NO_TOKEN, AdapterSource, PrefixKey, PromptScores, SamplingParams, Scoring, TokenEvent
+from server.engine.grammars.masks import Masks, Start
 from server.engine.messages import (
     Abort,
     Check,
@@ -24,11 +25,12 @@ from server.engine.messages import (
     Submit,
     ToEngine,
 )
-from server.engine.model.runner import Runner
+from server.engine.model.runner import LogitRow, Runner
 from server.engine.model.sampler import Draw, DrawRequest, Sampler
+from server.engine.model.scoring import Scored, rows_to_score, score
 from server.engine.prefixes.read import AdapterTensors
 from server.engine.scheduler.plan import Span, StepPlan
-from server.engine.scheduler.scheduler import NO_TOKEN, Scheduler
+from server.engine.scheduler.scheduler import Scheduler
 from server.engine.scheduler.sequence import Sequence
 from server.errors import AdapterRejected, ContextTooLong, EngineFault, WaybillError
 
@@ -51,6 +53,15 @@ class Loaded:
     error: WaybillError | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """A sequence's grammar was read, or could not be; the thread that did it leaves this in the inbox."""
+
+    message: Submit
+    rows: frozenset[int]
+    outcome: Start | WaybillError
+
+
 @dataclass(slots=True)
 class _Job:
     """What the engine remembers of a sequence beside the scheduler."""
@@ -59,6 +70,7 @@ class _Job:
     prefix: PrefixKey | None
     check: int | None = None
     started: bool = False
+    scoring: Scoring | None = None
     on_row: RowListener | None = None
 
 
@@ -74,8 +86,8 @@ class _Holding:
 class Engine:
     """Owns the model, the sampler and the scheduler; never waits for a file or for a client.
 
-    `read` turns an AdapterSource into tensors and raises WaybillError; it runs on `readers`. Everything else runs on
-    the one thread that calls `step`. Only `inbox` may be used from other threads.
+    `read` turns an AdapterSource into tensors and raises WaybillError; it runs on `readers`. `masks` has threads for
+    grammars. Everything else runs on the one thread that calls `step`. Only `inbox` may be used from other threads.
     """
 
     def __init__(
@@ -86,19 +98,22 @@ class Engine:
         sampler: Sampler,
         read: Callable[[AdapterSource], AdapterTensors],
         readers: Executor,
+        masks: Masks,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self.inbox: SimpleQueue[ToEngine | Loaded | None] = SimpleQueue()
+        self.inbox: SimpleQueue[ToEngine | Loaded | Prepared | None] = SimpleQueue()
         self._scheduler = scheduler
         self._runner = runner
         self._sampler = sampler
         self._read = read
         self._readers = readers
+        self._masks = masks
         self._clock = clock
         self._jobs: dict[int, _Job] = {}
         self._held: dict[PrefixKey, _Holding] = {}
         self._outbox: list[FromEngine] = []
         self._failures: list[Failure] = []
+        self._scores: tuple[PromptScores, ...] = ()
         self._cold_loads = 0
         self._stalled = False
 
@@ -112,7 +127,7 @@ class Engine:
             for reply in self.step():
                 send(reply)
 
-    def handle(self, message: ToEngine | Loaded) -> None:
+    def handle(self, message: ToEngine | Loaded | Prepared) -> None:
         """Take in one message; its effect shows in the next step."""
         match message:
             case Submit():
@@ -125,12 +140,17 @@ class Engine:
                 self._scheduler.forget(adapter)
             case Loaded():
                 self._loaded(message)
+            case Prepared():
+                self._prepared(message)
             case _:
                 raise ValueError(f"unexpected message {type(message).__name__}")
 
     def submit(self, message: Submit, *, rows: frozenset[int] = frozenset(), on_row: RowListener | None = None) -> None:
-        """Queue a sequence. `on_row` gets the logits of every sampled position and of those in `rows`."""
-        self._add(message, _Job(self._clock(), _key(message.adapter), on_row=on_row), rows)
+        """Queue a sequence. `on_row` gets the logits of every position that anything is told of, and of `rows`."""
+        if message.scoring is not None:
+            rows |= rows_to_score(message.tokens, message.scoring, self._runner.model.vocab_size)
+        job = _Job(self._clock(), _key(message.adapter), scoring=message.scoring, on_row=on_row)
+        self._add(message, job, rows)
 
     def step(self) -> list[FromEngine]:
         """Run one step and return what there is to tell."""
@@ -149,8 +169,10 @@ class Engine:
         for out in outcomes:
             if out.finish is not None:
                 self._close(out.sequence)
+        self._masks.advance({out.sequence: out.token for out in outcomes})
         self._stalled = not (plan.computes or plan.load or plan.evict)
-        self._outbox.append(StepReport(events, self._take_failures(), started, stats=self._stats(plan, began)))
+        scores, self._scores = self._scores, ()
+        self._outbox.append(StepReport(events, self._take_failures(), started, scores, self._stats(plan, began)))
         outbox, self._outbox = self._outbox, []
         return outbox
 
@@ -159,7 +181,7 @@ class Engine:
         """Whether nothing can be done before something arrives in the inbox."""
         return self._stalled or not self._scheduler.has_work
 
-    def drain(self, *, block: bool) -> Iterator[ToEngine | Loaded | None]:
+    def drain(self, *, block: bool) -> Iterator[ToEngine | Loaded | Prepared | None]:
         """Yield what is in the inbox; with `block`, wait for the first."""
         try:
             yield self.inbox.get(block=block)
@@ -170,6 +192,12 @@ class Engine:
 
     def _add(self, message: Submit, job: _Job, rows: frozenset[int] = frozenset()) -> None:
         self._jobs[message.sequence] = job
+        if message.params.grammar is not None and message.sequence not in self._masks:
+            # It joins those that wait once its first mask is there: no step ever waits for a grammar to be read.
+            self._masks.prepare(
+                message.params.grammar, lambda outcome: self.inbox.put(Prepared(message, rows, outcome))
+            )
+            return
         try:
             self._scheduler.add(
                 Sequence(message.sequence, list(message.tokens), message.params, message.adapter, rows, message.salt)
@@ -177,6 +205,17 @@ class Engine:
         except ValueError as error:
             # Whatever of this the service could know it refused; it is the request's fault, and permanent.
             self._fail(message.sequence, ContextTooLong(str(error)))
+
+    def _prepared(self, prepared: Prepared) -> None:
+        sequence = prepared.message.sequence
+        job = self._jobs.get(sequence)
+        if job is None:  # aborted meanwhile
+            return
+        if isinstance(prepared.outcome, WaybillError):
+            self._fail(sequence, prepared.outcome)
+        else:
+            self._masks.begin(sequence, prepared.outcome)
+            self._add(prepared.message, job, prepared.rows)
 
     def _check(self, message: Check) -> None:
         """Judge by an ordinary sequence: reading judges the values, one drawn token shows the logits are finite."""
@@ -196,6 +235,8 @@ class Engine:
             self._held.pop(key, None)
         for source in plan.load:
             self._readers.submit(self._load, source)
+        for copy in plan.copy:
+            self._runner.backend.copy(copy.source, copy.target, copy.tokens)
         if plan.zero:
             self._runner.backend.zero(plan.zero)
         for install in plan.install:
@@ -228,11 +269,39 @@ class Engine:
         for (sequence, position), index in place.items():
             if (listener := self._jobs[sequence].on_row) is not None:
                 listener(position, logits[index])
-        if not sampling:
-            return {}
-        picked = [place[span.sequence, span.start + len(span.tokens) - 1] for span in sampling]
-        chosen = logits if picked == list(range(len(rows))) else logits[picked]
-        return self._finite(sampling, self._sampler.draw(chosen, requests))
+        drawn: dict[int, Draw] = {}
+        if sampling:
+            picked = [place[span.sequence, span.start + len(span.tokens) - 1] for span in sampling]
+            chosen = logits if picked == list(range(len(rows))) else logits[picked]
+            drawn = self._finite(sampling, self._draw(chosen, requests))
+        self._score(logits, rows)
+        return drawn
+
+    def _score(self, logits: Tensor, rows: list[LogitRow]) -> None:
+        """Note what these rows say of prompts; after the draws, so that who fails is forgotten by the sampler too."""
+        asked: dict[int, Scored] = {}
+        for number in {row[0] for row in rows}:
+            job = self._jobs.get(number)
+            if job is not None and job.scoring is not None:
+                sequence = self._scheduler.sequence(number)
+                asked[number] = Scored(job.scoring, sequence.tokens, sequence.prompt_len)
+        if asked:
+            scores = score(logits, rows, asked)
+            self._scores = scores.told
+            for number in scores.faulty:
+                self._fail_unfinite(number)
+
+    def _draw(self, logits: Tensor, requests: list[DrawRequest]) -> list[Draw | None]:
+        """Draw from `logits` [rows, vocab] under the masks of the grammars there are; who got none fails alone."""
+        masks = self._masks.take(request.sequence for request in requests)
+        rows = {row: masks[request.sequence] for row, request in enumerate(requests) if request.sequence in masks}
+        allowed = {row: mask for row, mask in rows.items() if not isinstance(mask, WaybillError)}
+        draws = self._sampler.draw(logits, requests, allowed)
+        for row, mask in rows.items():
+            if isinstance(mask, WaybillError):
+                self._fail(requests[row].sequence, mask)
+                draws[row] = _NOTHING
+        return draws
 
     def _wants_only_likeliest(self, plan: StepPlan, requests: list[DrawRequest]) -> bool:
         """Whether nobody looks at the logits beyond the likeliest token, which a compiled decoder finds by the way."""
@@ -247,11 +316,14 @@ class Engine:
         finite: dict[int, Draw] = {}
         for span, draw in zip(sampling, draws, strict=True):
             if draw is None:
-                kind = EngineFault if span.prefix is None else AdapterRejected
-                self._fail(span.sequence, kind("the model's output is not finite for this request"))
+                self._fail_unfinite(span.sequence)
             else:
                 finite[span.sequence] = draw
         return finite
+
+    def _fail_unfinite(self, sequence: int) -> None:
+        kind = EngineFault if self._jobs[sequence].prefix is None else AdapterRejected
+        self._fail(sequence, kind("the model's output is not finite for this request"))
 
     def _tables(self, spans: Iterable[Span]) -> dict[PrefixKey, Tensor]:
         """Return the tables that virtual tokens in these spans may name rows of."""
@@ -324,6 +396,7 @@ class Engine:
     def _close(self, sequence: int) -> None:
         self._jobs.pop(sequence, None)
         self._sampler.forget(sequence)
+        self._masks.forget(sequence)
 
     def _take_failures(self) -> tuple[Failure, ...]:
         failures, self._failures = tuple(self._failures), []
@@ -340,7 +413,8 @@ class Engine:
             job.started = True
             ready_at = self._held[job.prefix].ready_at if job.prefix is not None else job.arrived
             load = max(0.0, ready_at - job.arrived)
-            started.append(Started(span.sequence, (now - job.arrived) * 1e3, load * 1e3))
+            # A first span begins behind the tokens that need not be computed.
+            started.append(Started(span.sequence, (now - job.arrived) * 1e3, load * 1e3, span.start))
         return tuple(started)
 
     def _stats(self, plan: StepPlan, began: float) -> StepStats:

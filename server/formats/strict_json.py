@@ -16,11 +16,11 @@ class Malformed(ValueError):
     """A file is not what its name says; the message gives the reason and does not name the file."""
 
 
-def parse_object(data: bytes, *, max_bytes: int = MAX_BYTES) -> dict[str, Any]:
+def parse_object(data: bytes, *, max_bytes: int = MAX_BYTES, max_depth: int = MAX_DEPTH) -> dict[str, Any]:
     """Return the JSON object in `data` (UTF-8).
 
-    Raises Malformed for anything but one object: over `max_bytes`, deeper than 8 levels, a key twice in one object,
-    NaN or infinity (also by overflow), or text that is not valid Unicode.
+    Raises Malformed for anything but one object: over `max_bytes`, deeper than `max_depth` levels, a key twice in one
+    object, NaN or infinity (also by overflow), or text that is not valid Unicode.
     """
     if len(data) > max_bytes:
         raise Malformed(f"it has {len(data):,} bytes, more than the {max_bytes:,} allowed")
@@ -36,10 +36,10 @@ def parse_object(data: bytes, *, max_bytes: int = MAX_BYTES) -> dict[str, Any]:
     except UnicodeDecodeError as error:
         raise Malformed("it is not UTF-8 text") from error
     except RecursionError as error:
-        raise Malformed(f"it is nested deeper than {MAX_DEPTH} levels") from error
+        raise Malformed(f"it is nested deeper than {max_depth} levels") from error
     except ValueError as error:  # json.JSONDecodeError, and integers of thousands of digits
         raise Malformed(f"it is not valid JSON ({error})") from error
-    _walk(value, 1)
+    _walk(value, 1, max_depth)
     if not isinstance(value, dict):
         raise Malformed("it is not a JSON object")
     return value
@@ -71,13 +71,13 @@ def _finite(text: str) -> float:
     return value
 
 
-def _walk(value: Any, depth: int) -> None:
+def _walk(value: Any, depth: int, max_depth: int) -> None:
     """Refuse deep nesting, and lone surrogates, which no file or message can carry."""
     if isinstance(value, str):
         if not value.isascii() and any("\ud800" <= char <= "\udfff" for char in value):
             raise Malformed("it holds half of a surrogate pair")
     elif isinstance(value, dict | list):
-        if depth > MAX_DEPTH:
-            raise Malformed(f"it is nested deeper than {MAX_DEPTH} levels")
+        if depth > max_depth:
+            raise Malformed(f"it is nested deeper than {max_depth} levels")
         for item in value if isinstance(value, list) else (*value.keys(), *value.values()):
-            _walk(item, depth + 1)
+            _walk(item, depth + 1, max_depth)

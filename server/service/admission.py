@@ -23,6 +23,11 @@ class Gate:
         self._idle.set()
 
     @property
+    def limit(self) -> int:
+        """Places in all."""
+        return self._limit
+
+    @property
     def open(self) -> int:
         """Places taken."""
         return self._open

@@ -43,9 +43,9 @@ class ChatTemplate:
         self._marks = _Marks(special_tokens)
 
     def render(
-        self, messages: Sequence[Mapping[str, object]], place: str = "start"
+        self, messages: Sequence[Mapping[str, object]], place: str = "start", *, add_generation_prompt: bool = True
     ) -> tuple[tuple[Part, ...], tuple[Part, ...]]:
-        """Return the conversation's text before and after `place`, with the assistant's turn begun.
+        """Return the conversation's text before and after `place`, with the assistant's turn begun where asked for.
 
         `start` is before everything, `before_last_user` before the text of the last user message, inside its turn,
         `before_generation` before the assistant's turn begins. Raises InvalidRequest for messages that the template
@@ -56,14 +56,14 @@ class ChatTemplate:
             raise InvalidRequest("messages is empty", param="messages")
         marked = [turn | {"content": self._marks.protect(turn["content"])} for turn in turns]
         if place == "start":
-            before, after = "", self._text(marked)
+            before, after = "", self._text(marked, begin=add_generation_prompt)
         elif place == "before_last_user":
-            before, after = self._at_last_user(marked)
+            before, after = self._at_last_user(marked, begin=add_generation_prompt)
         else:
-            before, after = self._at_generation(marked)
+            before, after = self._at_generation(marked, begin=add_generation_prompt)
         return self._marks.parts(before), self._marks.parts(after)
 
-    def _at_last_user(self, turns: list[dict[str, str]]) -> tuple[str, str]:
+    def _at_last_user(self, turns: list[dict[str, str]], *, begin: bool) -> tuple[str, str]:
         users = [number for number, turn in enumerate(turns) if turn["role"] == "user"]
         if not users:
             raise InvalidRequest(
@@ -74,22 +74,23 @@ class ChatTemplate:
         text = content.lstrip()
         marked = content[: len(content) - len(text)] + self._marks.place + text
         turns[users[-1]] = turns[users[-1]] | {"content": marked}
-        before, mark, after = self._text(turns).partition(self._marks.place)
+        before, mark, after = self._text(turns, begin=begin).partition(self._marks.place)
         if not mark or self._marks.place in after:
             raise InvalidRequest(
                 "the base model's chat template does not show the last user message once", param="messages"
             )
         return before, after
 
-    def _at_generation(self, turns: list[dict[str, str]]) -> tuple[str, str]:
-        before, whole = self._text(turns, begin=False), self._text(turns)
+    def _at_generation(self, turns: list[dict[str, str]], *, begin: bool) -> tuple[str, str]:
+        before = self._text(turns, begin=False)
+        whole = self._text(turns, begin=True) if begin else before
         if not whole.startswith(before):
             raise InvalidRequest(
                 "the base model's chat template has no place before the assistant's turn", param="messages"
             )
         return before, whole[len(before) :]
 
-    def _text(self, turns: list[dict[str, str]], *, begin: bool = True) -> str:
+    def _text(self, turns: list[dict[str, str]], *, begin: bool) -> str:
         try:
             return self._template.render(messages=turns, add_generation_prompt=begin, **self._names)
         except (TemplateError, TypeError, ValueError) as error:

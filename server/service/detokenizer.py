@@ -112,7 +112,7 @@ class Detokenizer:
         self._context, self._fresh = tokens, self._fresh[len(tokens) :]
 
     def _release(self, text: str, *, watching: bool) -> str:
-        """Return the held and the new text, up to a stop string or to what may become one."""
+        """Return the held and the new text, up to a stop string or to what may become one; where it stays, all."""
         if not (watching and self._watches):
             return text
         for end, character in enumerate(text, start=1):
@@ -123,7 +123,7 @@ class Detokenizer:
                 self._held = ""
                 return shown if self._include_stop else shown[: -len(self.stopped)]
         whole = self._held + text
-        certain = len(whole) - max(watch.matched for watch in self._watches)
+        certain = len(whole) - (0 if self._include_stop else max(watch.matched for watch in self._watches))
         self._held = whole[certain:]
         return whole[:certain]
 

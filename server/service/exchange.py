@@ -11,7 +11,10 @@ DEFAULT_MAX_TOKENS = 256
 """Tokens generated when the request names no number and the context has room for them."""
 
 MAX_SEQUENCES = 64
-"""The most prompts times choices of one request."""
+"""The most prompts times choices of one request, and the most sequences of it that are open at once."""
+
+MAX_LABELLED = 1024
+"""The most prompts times labels of one request."""
 
 Prompt = str | tuple[int, ...]
 
@@ -32,6 +35,7 @@ class Sampling:
     stop_token_ids: tuple[int, ...] = ()
     ignore_eos: bool = False
     logprobs: int | None = None
+    typical_p: float = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,11 +55,13 @@ class Structure:
 class GenerateCommand:
     """One generate call. Exactly one of `prompts`, `messages` and `fields` is given.
 
-    `seed` is 63 bits; None draws one. `timeout` is in seconds from the request's arrival. `max_tokens` is 0 only where
+    `max_tokens` None is `DEFAULT_MAX_TOKENS`, or all that the context leaves with `fill_context`; it is 0 only where
     `prompt_logprobs` is asked for. `prompt_logprobs` are told of each prompt token but the first, with the k likeliest.
-    `truncate_prompt_tokens` keeps that many of a prompt's last text tokens, and every virtual one. `add_special_tokens`
-    and `skip_special_tokens` are as in `transformers`; `include_stop` leaves a stop string in the text. Requests of one
-    tenant with different `cache_salt` never share what was computed.
+    `seed` is 63 bits; None draws one. `timeout` is in seconds from the request's arrival. `truncate_prompt_tokens`
+    keeps that many of a prompt's last text tokens, and every virtual one. `add_special_tokens` and
+    `skip_special_tokens` are as in `transformers`; `include_stop` leaves the stop string or token in the text. Requests
+    of one tenant with different `cache_salt` never share what was computed. With `labels`, the answer to each prompt is
+    one of them, and nothing is drawn.
     """
 
     prompts: tuple[Prompt, ...] = ()
@@ -64,6 +70,7 @@ class GenerateCommand:
     adapter: str | None = None
     task: str | int | None = None
     max_tokens: int | None = None
+    fill_context: bool = False
     sampling: Sampling = Sampling()
     stop: tuple[str, ...] = ()
     n: int = 1
@@ -77,6 +84,7 @@ class GenerateCommand:
     include_stop: bool = False
     cache_salt: str | None = None
     structure: Structure | None = None
+    labels: tuple[str, ...] = ()
 
     @property
     def details(self) -> bool:
@@ -102,7 +110,7 @@ class AdapterUsed:
 
 @dataclass(frozen=True, slots=True)
 class TokenLogprob:
-    """One drawn token's log-probability under the raw distribution, and the likeliest candidates there."""
+    """One token's log-probability under the raw distribution, and the likeliest candidates there."""
 
     token_id: int
     token: str
@@ -111,8 +119,21 @@ class TokenLogprob:
 
 
 @dataclass(frozen=True, slots=True)
+class LabelScore:
+    """One label: the sum of its tokens' log-probabilities, its share among all labels, and how many tokens it has."""
+
+    label: str
+    logprob: float
+    probability: float
+    num_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
 class Delta:
-    """What one choice gained since the last delta. `finish` is set on its last."""
+    """What one choice gained since the last delta. `finish` is set on its last.
+
+    `pieces` are the text that each of the tokens made certain; the last delta's text may go on behind them.
+    """
 
     index: int
     text: str
@@ -120,15 +141,20 @@ class Delta:
     logprobs: tuple[TokenLogprob, ...] = ()
     finish: FinishReason | None = None
     stop_reason: str | int | None = None
+    pieces: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """Tokens of the call: virtual tokens are counted apart and are not part of `prompt_tokens`."""
+    """Tokens of the call: virtual tokens are counted apart and are not part of `prompt_tokens`.
+
+    `cached_tokens` of the prompt's were computed for an earlier call.
+    """
 
     prompt_tokens: int
     completion_tokens: int
     virtual_tokens: int
+    cached_tokens: int = 0
 
     @property
     def total_tokens(self) -> int:

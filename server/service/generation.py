@@ -6,7 +6,7 @@ import asyncio
 import secrets
 import time
 
-from server.core import AdapterSource, BaseModel, FinishReason, PrefixKey, SamplingParams
+from server.core import AdapterSource, BaseModel, FinishReason, PrefixKey, SamplingParams, Scoring
 from server.engine.client import EngineClient, SequenceStream
 from server.engine.messages import Hello
 from server.errors import ContextTooLong, DeadlineReached, InvalidRequest, WaybillError
@@ -17,14 +17,19 @@ from server.service.choice import Choice
 from server.service.detokenizer import Detokenizer
 from server.service.exchange import (
     DEFAULT_MAX_TOKENS,
+    MAX_LABELLED,
     MAX_SEQUENCES,
     AdapterUsed,
     GenerateCommand,
+    Prompt,
     Usage,
 )
+from server.service.labelling import Ids, Joined, LabelChoice, join
+from server.service.prompt_tokens import PromptTokens
 from server.service.prompting import Prompter, RenderedPrompt
 from server.service.run import Run
 from server.service.seeds import choice_seed
+from server.service.structure import StructureReader, check_beside
 from server.service.tenants import Tenant
 from server.service.tokenizer import Tokenizer
 from server.store.version import Version
@@ -54,6 +59,7 @@ class GenerationService:
         self._base = base
         self._gate = gate
         self._metrics = metrics
+        self._structures = StructureReader()
         self._runs: set[Run] = set()
 
     async def open(self, tenant: Tenant, command: GenerateCommand) -> Run:
@@ -70,9 +76,15 @@ class GenerationService:
             async with asyncio.timeout(command.timeout):
                 if command.adapter is not None:
                     version = await self._adapters.acquire(tenant, command.adapter)
-                rendered = await self._render(version, command)
+                asked = await self._render(version, command)
+                structure = command.structure
+                grammar = None if structure is None else await self._structures.read(structure)
                 await self._engine.wait_ready(RESTART_WAIT)
-            return self._start(tenant, command, version, rendered, arrived, places)
+            more = sum(prompt.sequences(_abreast(command)) - 1 for prompt in asked if isinstance(prompt, Joined))
+            if more:
+                self._gate.enter(more)
+                places += more
+            return self._start(tenant, command, version, asked, grammar, arrived, places)
         except BaseException as error:
             self._give_back(version, places)
             if isinstance(error, TimeoutError):
@@ -88,6 +100,12 @@ class GenerationService:
         """Refuse what is wrong whatever the adapter."""
         if places > MAX_SEQUENCES:
             raise InvalidRequest(f"prompts times n is {places}; the most is {MAX_SEQUENCES}", param="n")
+        if command.max_tokens == 0 and command.prompt_logprobs is None:
+            raise InvalidRequest("max_tokens is 0, which is for prompt_logprobs alone", param="max_tokens")
+        if command.num_prompts * len(command.labels) > MAX_LABELLED:
+            raise InvalidRequest(f"prompts times labels are more than {MAX_LABELLED}", param="labels")
+        if command.structure is not None:
+            check_beside(command.structure, command)
         vocabulary = self._base.vocab_size
         named = [("stop_token_ids", command.sampling.stop_token_ids)]
         named.append(("logit_bias", tuple(token for token, _ in command.sampling.logit_bias)))
@@ -96,22 +114,28 @@ class GenerationService:
             if ids and not 0 <= min(ids) <= max(ids) < vocabulary:
                 raise InvalidRequest(f"{param} holds token ids outside 0..{vocabulary - 1}", param=param)
 
-    async def _render(self, version: Version | None, command: GenerateCommand) -> list[RenderedPrompt]:
+    async def _render(self, version: Version | None, command: GenerateCommand) -> list[RenderedPrompt | Joined]:
         """Render every prompt in a thread: templates and tokenizers are not made to share an event loop."""
         spec = None if version is None else version.spec
-        sources = command.prompts or (None,)
 
-        def work() -> list[RenderedPrompt]:
-            return [
-                self._prompter.render(
-                    spec,
-                    prompt=prompt,
-                    messages=command.messages,
-                    fields=command.fields,
-                    task=command.task,
-                )
-                for prompt in sources
-            ]
+        def one(prompt: Prompt | None, label: str = "") -> RenderedPrompt:
+            return self._prompter.render(
+                spec,
+                prompt=prompt,
+                messages=command.messages,
+                fields=command.fields,
+                task=command.task,
+                label=label,
+                last=command.truncate_prompt_tokens,
+                add_special_tokens=command.add_special_tokens,
+            )
+
+        def with_labels(prompt: Prompt | None) -> Joined:
+            together = [one(prompt, label) for label in command.labels]
+            return join(one(prompt), together, command.labels, self._base.vocab_size)
+
+        def work() -> list[RenderedPrompt | Joined]:
+            return [with_labels(prompt) if command.labels else one(prompt) for prompt in command.prompts or (None,)]
 
         return await asyncio.to_thread(work)
 
@@ -120,27 +144,33 @@ class GenerationService:
         tenant: Tenant,
         command: GenerateCommand,
         version: Version | None,
-        rendered: list[RenderedPrompt],
+        asked: list[RenderedPrompt | Joined],
+        grammar: str | None,
         arrived: float,
         places: int,
     ) -> Run:
         seed = secrets.randbits(63) if command.seed is None else command.seed
         hello = self._engine.hello
-        sources = [None if version is None else self._source(version, prompt) for prompt in rendered]
-        limits = [_max_tokens(command, prompt, source, hello) for prompt, source in zip(rendered, sources, strict=True)]
+        prompts = [prompt.shared if isinstance(prompt, Joined) else prompt for prompt in asked]
+        sources = [None if version is None else self._source(version, prompt) for prompt in prompts]
+        limits = [_max_tokens(command, prompt, source, hello) for prompt, source in zip(asked, sources, strict=True)]
+        salt = tenant.name if command.cache_salt is None else f"{tenant.name}/{command.cache_salt}"
         choices: list[Choice] = []
         try:
-            for prompt, source, max_tokens in zip(rendered, sources, limits, strict=True):
+            for prompt, source, max_tokens in zip(asked, sources, limits, strict=True):
                 for number in range(command.n):
-                    params = _params(command, max_tokens, choice_seed(seed, number))
-                    stream = self._engine.submit(prompt.tokens, params, source, tenant.name)
-                    choices.append(self._choice(len(choices), stream, command))
+                    if isinstance(prompt, Joined):
+                        choices.append(self._label(len(choices), prompt, source, salt, command))
+                        continue
+                    params = _params(command, max_tokens, choice_seed(seed, number), grammar)
+                    stream = self._engine.submit(prompt.tokens, params, source, salt, _scoring(command))
+                    choices.append(self._choice(len(choices), stream, prompt, command))
         except BaseException:
             for choice in choices:
                 choice.abort()
             raise
-        text_tokens = sum(prompt.num_text_tokens for prompt in rendered)
-        virtual_tokens = 0 if version is None else version.spec.num_virtual_tokens * len(rendered)
+        text_tokens = sum(prompt.num_text_tokens for prompt in asked)
+        virtual_tokens = 0 if version is None else version.spec.num_virtual_tokens * len(asked)
 
         def on_close(run: Run) -> None:
             self._runs.discard(run)
@@ -151,7 +181,12 @@ class GenerationService:
             choices,
             adapter=None if version is None else _used(version),
             seed=seed,
-            usage=lambda completion: Usage(text_tokens, completion, virtual_tokens),
+            usage=lambda completion: Usage(
+                text_tokens,
+                completion,
+                virtual_tokens,
+                sum(choice.cached_tokens for choice in choices[:: command.n]),  # a prompt counts once, as it does above
+            ),
             arrived=arrived,
             deadline=None if command.timeout is None else arrived + command.timeout,
             details=command.details,
@@ -160,14 +195,37 @@ class GenerationService:
         self._runs.add(run)
         return run
 
-    def _choice(self, index: int, stream: SequenceStream, command: GenerateCommand) -> Choice:
+    def _choice(self, index: int, stream: SequenceStream, prompt: RenderedPrompt, command: GenerateCommand) -> Choice:
         return Choice(
             index,
             stream,
-            Detokenizer(self._tokenizer, command.stop, min_tokens=command.sampling.min_tokens),
+            PromptTokens(prompt, self._base.vocab_size, self._tokenizer.token_text),
+            Detokenizer(
+                self._tokenizer if command.skip_special_tokens else self._tokenizer.special_shown,
+                command.stop,
+                include_stop=command.include_stop,
+                min_tokens=command.sampling.min_tokens,
+            ),
             frozenset(command.sampling.stop_token_ids),
+            command.include_stop,
             self._tokenizer.token_text,
             self._metrics.observe_gap,
+        )
+
+    def _label(
+        self, index: int, joined: Joined, source: AdapterSource | None, salt: str, command: GenerateCommand
+    ) -> Choice:
+        def submit(tokens: Ids, scoring: Scoring) -> SequenceStream:
+            return self._engine.submit(tokens, SamplingParams(max_tokens=0), source, salt, scoring)
+
+        return LabelChoice(
+            index,
+            joined,
+            submit,
+            abreast=_abreast(command),
+            prompt=PromptTokens(joined.shared, self._base.vocab_size, self._tokenizer.token_text),
+            detokenizer=Detokenizer(self._tokenizer),
+            observe_gap=self._metrics.observe_gap,
         )
 
     def _source(self, version: Version, prompt: RenderedPrompt) -> AdapterSource:
@@ -207,7 +265,7 @@ def _used(version: Version) -> AdapterUsed:
     return AdapterUsed(version.name, version.label, version.digest, spec.kind, spec.num_virtual_tokens)
 
 
-def _params(command: GenerateCommand, max_tokens: int, seed: int) -> SamplingParams:
+def _params(command: GenerateCommand, max_tokens: int, seed: int, grammar: str | None) -> SamplingParams:
     sampling = command.sampling
     return SamplingParams(
         max_tokens=max_tokens,
@@ -224,28 +282,55 @@ def _params(command: GenerateCommand, max_tokens: int, seed: int) -> SamplingPar
         stop_token_ids=sampling.stop_token_ids,
         ignore_eos=sampling.ignore_eos,
         logprobs=sampling.logprobs,
+        typical_p=sampling.typical_p,
+        grammar=grammar,
     )
 
 
-def _max_tokens(command: GenerateCommand, prompt: RenderedPrompt, source: AdapterSource | None, hello: Hello) -> int:
+def _scoring(command: GenerateCommand) -> Scoring | None:
+    return None if command.prompt_logprobs is None else Scoring(top=command.prompt_logprobs)
+
+
+def _abreast(command: GenerateCommand) -> int:
+    """Return how many sequences for the labels of one prompt may be open at once."""
+    return max(1, MAX_SEQUENCES // command.num_prompts)
+
+
+def _max_tokens(
+    command: GenerateCommand, prompt: RenderedPrompt | Joined, source: AdapterSource | None, hello: Hello
+) -> int:
     """Return how many tokens to generate. Raises ContextTooLong for what can never fit this engine."""
     prefix = 0 if source is None else source.prefix_len
+    if isinstance(prompt, Joined):
+        _require_room(prefix + len(prompt.shared.tokens) + prompt.longest, prefix, hello)
+        return 0
     if not prompt.tokens:
         raise InvalidRequest("the prompt is empty: it holds no token", param="prompt")
     held = f"{prefix + len(prompt.tokens)} tokens"
     if source is not None:
         held += f", {source.num_virtual_tokens} of them virtual"
     room = min(hello.max_model_len, _capacity(prefix, hello)) - prefix - len(prompt.tokens)
-    wanted = min(DEFAULT_MAX_TOKENS, max(room, 1)) if command.max_tokens is None else command.max_tokens
+    default = max(room, 1) if command.fill_context else min(DEFAULT_MAX_TOKENS, max(room, 1))
+    wanted = default if command.max_tokens is None else command.max_tokens
     if wanted > room:
         raise ContextTooLong(
-            f"the prompt takes {held}, and max_tokens is {wanted}; together they may be"
-            f" {prefix + len(prompt.tokens) + room}",
+            # Programs look for the first words: they are what other servers say too.
+            f"this model's maximum context length is {prefix + len(prompt.tokens) + room} tokens here: the prompt takes"
+            f" {held}, and max_tokens is {wanted}",
             param="prompt" if room < 1 else "max_tokens",
         )
     if command.sampling.min_tokens > wanted:
         raise InvalidRequest(f"min_tokens is above max_tokens ({wanted})", param="min_tokens")
     return wanted
+
+
+def _require_room(tokens: int, prefix: int, hello: Hello) -> None:
+    """Raise ContextTooLong where a prompt with its longest label is more than fits this engine."""
+    room = min(hello.max_model_len, _capacity(prefix, hello))
+    if tokens > room:
+        raise ContextTooLong(
+            f"the prompt with its longest label takes {tokens} tokens; the most are {room}", param="labels"
+        )
 
 
 def _capacity(prefix: int, hello: Hello) -> int:

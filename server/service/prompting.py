@@ -12,6 +12,9 @@ from server.formats.template import Bos, Field, Literal, Piece, Rows, Template
 from server.service.chat import ChatTemplate
 from server.service.tokenizer import Part, Tokenizer
 
+_LABEL = ""
+"""Stands as a field of this name behind a template's pieces; no field of a template has it."""
+
 
 @dataclass(frozen=True, slots=True)
 class RenderedPrompt:
@@ -49,28 +52,59 @@ class Prompter:
         messages: Sequence[Mapping[str, object]] | None = None,
         fields: Mapping[str, str] | None = None,
         task: int | str | None = None,
+        label: str = "",
+        last: int | None = None,
+        add_special_tokens: bool = True,
+        add_generation_prompt: bool = True,
     ) -> RenderedPrompt:
         """Render exactly one of `prompt`, `messages` and `fields` for an adapter, or for the base model alone.
+
+        `label` is text that follows, tokenised with the text that it touches; behind ids and virtual tokens it stands
+        alone. A special token's name means that token in it where it would in the prompt. `last` keeps that many text
+        tokens at most, those at the end, and every virtual token. `add_special_tokens` is for a prompt's text,
+        `add_generation_prompt` for messages: whether the assistant's turn is begun.
 
         Raises InvalidRequest naming the field at fault, ContextTooLong for text that cannot fit whatever it says,
         AdapterIncompatible where the template needs a BOS token that the base model lacks.
         """
         task_index = _task_index(spec, task)
+        self.admit(label, "labels")
         given = {"prompt": prompt, "messages": messages, "fields": fields}
         if sum(value is not None for value in given.values()) != 1:
             raise InvalidRequest("send exactly one of prompt, messages and fields", param="prompt")
         template = None if spec is None else spec.template
         if spec is not None and template is not None:
-            prefix, tokens = self._fill(spec, template, prompt, messages, fields)
+            if last is not None:
+                raise InvalidRequest(
+                    "this adapter has a template: cutting its beginning would leave nothing that it was trained on",
+                    param="truncate_prompt_tokens",
+                )
+            prefix, tokens = self._fill(spec, template, prompt, messages, fields, label)
         elif fields is not None:
             whose = "the base model" if spec is None else "this adapter"
             raise InvalidRequest(f"{whose} has no template with fields: send prompt or messages", param="fields")
         elif messages is not None:
-            prefix, tokens = self._converse(spec, messages)
+            prefix, tokens = self._converse(spec, messages, label, add_generation_prompt)
+            tokens = tokens if last is None else self._last(tokens, last)
         else:
             assert prompt is not None, "one of the three is given"
-            prefix, tokens = self._rows(spec), self._plain(prompt)
+            prefix, tokens = self._rows(spec), self._plain(prompt, label, last, add_special_tokens)
         return self._rendered(prefix, tokens, task_index)
+
+    def admit(self, text: str, param: str) -> None:
+        """Refuse, before the work of tokenising, text that is far too long or is no text.
+
+        Raises ContextTooLong, InvalidRequest.
+        """
+        if len(text) > self._max_chars:
+            raise ContextTooLong(
+                f"the text has {len(text)} characters; the context cannot hold more than {self._max_chars}", param=param
+            )
+        if not text.isascii():
+            try:
+                text.encode()
+            except UnicodeEncodeError:
+                raise InvalidRequest("the text holds half of a surrogate pair", param=param) from None
 
     def _rendered(self, prefix: tuple[int, ...], tokens: tuple[int, ...], task_index: int) -> RenderedPrompt:
         if not tokens:
@@ -87,10 +121,24 @@ class Prompter:
             return ()
         return tuple(range(self._vocab_size, self._vocab_size + spec.num_virtual_tokens))
 
-    def _plain(self, prompt: str | Sequence[int]) -> tuple[int, ...]:
+    def _last(self, tokens: tuple[int, ...], last: int) -> tuple[int, ...]:
+        """Return all virtual tokens, and of the others those at the end, `last` at most."""
+        spare = sum(token < self._vocab_size for token in tokens) - last
+        kept = []
+        for token in tokens:
+            if token < self._vocab_size and spare > 0:
+                spare -= 1
+            else:
+                kept.append(token)
+        return tuple(kept)
+
+    def _plain(
+        self, prompt: str | Sequence[int], label: str, last: int | None, add_special_tokens: bool
+    ) -> tuple[int, ...]:
         if isinstance(prompt, str):
-            self._admit(prompt, "prompt")
-            return self._known(self._tokenizer.encode(prompt), "prompt")
+            self.admit(prompt + label, "prompt")
+            ids = self._tokenizer.encode(prompt + label, add_special_tokens=add_special_tokens, last=last)
+            return self._known(ids, "prompt")
         for token in prompt:
             if not 0 <= token < self._vocab_size:
                 beyond = ": ids from there on name virtual tokens, which only an adapter places"
@@ -99,16 +147,23 @@ class Prompter:
                     + (beyond if token >= self._vocab_size else ""),
                     param="prompt",
                 )
-        return tuple(prompt)
+        ids = (*prompt, *self._run([(label, True)], "labels")) if label else tuple(prompt)
+        return ids if last is None else ids[-last:]
 
     def _converse(
-        self, spec: AdapterSpec | None, messages: Sequence[Mapping[str, object]]
+        self,
+        spec: AdapterSpec | None,
+        messages: Sequence[Mapping[str, object]],
+        label: str,
+        add_generation_prompt: bool,
     ) -> tuple[tuple[int, ...], tuple[int, ...]]:
         if self._chat is None:
             raise InvalidRequest("this base model has no chat template: send prompt", param="messages")
         place = "start" if spec is None else spec.chat
-        before, after = self._chat.render(messages, place)
-        self._admit("".join(text for text, _ in (*before, *after)), "messages")
+        before, after = self._chat.render(messages, place, add_generation_prompt=add_generation_prompt)
+        if label:
+            after = (*after, (label, True))
+        self.admit("".join(text for text, _ in (*before, *after)), "messages")
         rows, head, tail = self._rows(spec), self._run(before, "messages"), self._run(after, "messages")
         return (rows, tail) if place == "start" else ((), head + rows + tail)
 
@@ -119,8 +174,9 @@ class Prompter:
         prompt: str | Sequence[int] | None,
         messages: object,
         fields: Mapping[str, str] | None,
+        label: str,
     ) -> tuple[tuple[int, ...], tuple[int, ...]]:
-        """Return the prefix and the tokens of a filled template."""
+        """Return the prefix and the tokens of a filled template, and of a label behind it."""
         names = template.field_names
         told = f"this adapter's template has the field{'s' * (len(names) > 1)} {', '.join(names)}"
         if messages is not None:
@@ -132,17 +188,20 @@ class Prompter:
                 raise InvalidRequest(f"{told}, which is filled with text: send {_how(names)}", param="prompt")
             fields = {names[0]: prompt}
         texts = self._texts(spec, names, fields or {}, "prompt" if prompt is not None else "fields")
+        pieces = template.pieces
+        if label:
+            pieces, texts[_LABEL] = (*pieces, Field(_LABEL)), label
         # A template may repeat a field; what counts is the text that is tokenised.
-        length = sum(len(texts[piece.name]) for piece in template.pieces if isinstance(piece, Field))
+        length = sum(len(texts[piece.name]) for piece in pieces if isinstance(piece, Field))
         if length > self._max_chars:
             raise ContextTooLong(
                 f"the filled template has {length} characters; the context cannot hold more than {self._max_chars}",
                 param="fields",
             )
         if template.has_rows:
-            ids, stable = self._place(template, texts)
+            ids, stable = self._place(pieces, texts)
             return ids[:stable], ids[stable:]
-        parts, _ = self._parts(template.pieces, texts)
+        parts, _ = self._parts(pieces, texts)
         return self._rows(spec), self._run(parts, "fields")
 
     def _texts(self, spec: AdapterSpec, names: Sequence[str], fields: Mapping[str, str], param: str) -> dict[str, str]:
@@ -163,7 +222,7 @@ class Prompter:
         return texts
 
     def _ruled(self, text: str, rule: FieldRule, param: str) -> str:
-        self._admit(text, param)
+        self.admit(text, param)
         if rule.max_tokens is None:
             return text
         length = len(self._tokenizer.encode_run([(text, True)]).ids)
@@ -176,15 +235,15 @@ class Prompter:
         # "left" names the side that is cut away.
         return self._tokenizer.cut(text, rule.max_tokens, keep="end" if rule.truncate == "left" else "start")
 
-    def _place(self, template: Template, texts: Mapping[str, str]) -> tuple[tuple[int, ...], int]:
-        """Return the ids of a template with rows, and how many of the first of them no request can change.
+    def _place(self, pieces: Sequence[Piece], texts: Mapping[str, str]) -> tuple[tuple[int, ...], int]:
+        """Return the ids of pieces with rows among them, and how many of the first of them no request can change.
 
         Text that touches a field is tokenised with it, so what is stable ends with the last virtual or special token
         before the first field; without a virtual token there, nothing is worth compiling.
         """
         ids: tuple[int, ...] = ()
         stable, rows_seen, fields_seen = 0, False, False
-        for group in _groups(template.pieces):
+        for group in _groups(pieces):
             if isinstance(group, Rows):
                 ids += tuple(range(self._vocab_size + group.first, self._vocab_size + group.last + 1))
                 rows_seen = True
@@ -228,18 +287,6 @@ class Prompter:
             text = self._tokenizer.token_text(max(ids))
             raise InvalidRequest(f"the base model has no embedding for {text!r}", param=param)
         return ids
-
-    def _admit(self, text: str, param: str) -> None:
-        """Refuse, before the work of tokenising, text that is far too long or is no text."""
-        if len(text) > self._max_chars:
-            raise ContextTooLong(
-                f"the text has {len(text)} characters; the context cannot hold more than {self._max_chars}", param=param
-            )
-        if not text.isascii():
-            try:
-                text.encode()
-            except UnicodeEncodeError:
-                raise InvalidRequest("the text holds half of a surrogate pair", param=param) from None
 
 
 def _task_index(spec: AdapterSpec | None, task: int | str | None) -> int:

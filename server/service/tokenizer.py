@@ -14,6 +14,7 @@ import tokenizers
 from tokenizers import AddedToken
 
 from server.errors import InvalidRequest
+from server.service.token_bytes import token_bytes
 
 Part = tuple[str, bool]
 """A stretch of text, and whether it is a request's data: then nothing in it means a special token."""
@@ -25,6 +26,24 @@ class EncodedRun:
 
     ids: tuple[int, ...]
     specials: tuple[tuple[int, int], ...] = ()
+
+
+class SpecialShown:
+    """A tokenizer's way to text that shows special tokens by their names; a `Decoder` for `Detokenizer`."""
+
+    special_ids: frozenset[int] = frozenset()
+
+    def __init__(self, tokenizer: Any) -> None:
+        self._tokenizer = tokenizer
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Return the text of ids."""
+        text: str = self._tokenizer.decode(list(ids), skip_special_tokens=False)
+        return text
+
+    def decode_one(self, token: int) -> str:
+        """Return the text of one id."""
+        return self.decode((token,))
 
 
 class Tokenizer:
@@ -51,6 +70,8 @@ class Tokenizer:
         """The strings that mean special tokens, longest first."""
         self._specials = re.compile("(" + ("|".join(map(re.escape, self.special_tokens)) or "(?!)") + ")")
         self.bos_token = self.names.get("bos_token")
+        self.class_name = str(config.get("tokenizer_class") or "PreTrainedTokenizerFast")
+        """The class that `transformers` would make of it."""
         self.vocab_size = self._usual.get_vocab_size(with_added_tokens=True)
         self.max_token_chars = max(map(len, self._usual.get_vocab(with_added_tokens=True)), default=1)
         """Characters of the longest token: no text is encoded to fewer than its length over this many tokens."""
@@ -60,11 +81,33 @@ class Tokenizer:
         self._originals = {self._literal.token_to_id(t): self._special_ids[s] for s, t in self._twins.items()}
         # A tokenizer's own "unknown" is special too, but ordinary text may come to it.
         self._ones: dict[int, str] = {}  # at most one for each id of the vocabulary
+        self._bytes: dict[int, bytes] = {}  # here too
+        self.special_shown = SpecialShown(self._usual)
+        """Decodes as this does, but shows special tokens."""
         self._never_text = self.special_ids - {self._special_ids.get(self.names.get("unk_token", ""))}
 
-    def encode(self, text: str) -> tuple[int, ...]:
-        """Return the ids of a prompt as `transformers` gives them: special-token strings mean tokens, BOS as usual."""
-        return tuple(self._usual.encode(text).ids)
+    def encode(self, text: str, *, add_special_tokens: bool = True, last: int | None = None) -> tuple[int, ...]:
+        """Return the ids of a prompt as `transformers` gives them: special-token strings mean tokens, BOS as usual.
+
+        `add_special_tokens` False leaves out what the tokenizer adds by itself. `last` keeps that many tokens at most,
+        by cutting the text's beginning: what the tokenizer adds stays where there is room beside it.
+        """
+        if last is None:
+            return _ids(self._usual, text, add_special_tokens)
+        added = self._usual.num_special_tokens_to_add(False) if add_special_tokens else 0
+        if last <= added:
+            return _ids(self._usual, text, add_special_tokens=False)[-last:]
+        (encoding,) = self._usual.encode_batch_fast([text], add_special_tokens=False)
+        encoding.truncate(last - added, direction="left")
+        return tuple(self._usual.post_process(encoding, None, add_special_tokens).ids)
+
+    def locate(self, text: str, *, add_special_tokens: bool = True) -> list[tuple[int, int, int]]:
+        """Return the ids that `encode` returns, each with the characters (from, to) of the text that it stands for.
+
+        A token that the tokenizer adds by itself stands for none.
+        """
+        (encoding,) = self._usual.encode_batch([text], add_special_tokens=add_special_tokens)
+        return [(token, start, end) for token, (start, end) in zip(encoding.ids, encoding.offsets, strict=True)]
 
     def encode_run(self, parts: Sequence[Part]) -> EncodedRun:
         """Return the ids of the parts as one string, so that merges cross their borders, without automatic tokens.
@@ -84,7 +127,7 @@ class Tokenizer:
                 pieces.append(piece if twin is None else twin)
         ids: list[int] = []
         places: list[int] = []
-        for token in self._literal.encode("".join(pieces), add_special_tokens=False).ids:
+        for token in _ids(self._literal, "".join(pieces), add_special_tokens=False):
             original = self._originals.get(token)
             if original is not None:
                 places.append(len(ids))
@@ -95,7 +138,7 @@ class Tokenizer:
 
     def cut(self, text: str, max_tokens: int, keep: str) -> str:
         """Return the start (`keep="start"`) or end (`"end"`) of a plain text that is at most `max_tokens` long."""
-        while len(offsets := self._literal.encode(text, add_special_tokens=False).offsets) > max_tokens:
+        while len(offsets := self._offsets(text)) > max_tokens:
             # A character may take several tokens, which then share its offsets: it goes as a whole.
             if keep == "start":
                 text = text[: min(offsets[max_tokens][0], len(text) - 1)]
@@ -108,6 +151,11 @@ class Tokenizer:
         text: str = self._usual.decode(list(ids), skip_special_tokens=True)
         return text
 
+    def decode_all(self, ids: Sequence[int]) -> str:
+        """Return the text of ids, special tokens by their names. Other threads run meanwhile."""
+        (text,) = self._usual.decode_batch([list(ids)], skip_special_tokens=False)
+        return str(text)
+
     def decode_one(self, token: int) -> str:
         """Return what `decode` returns for one id; asked again, it is remembered."""
         text = self._ones.get(token)
@@ -117,8 +165,23 @@ class Tokenizer:
 
     def token_text(self, token: int) -> str:
         """Return one token as text, special tokens by their name; part of a character shows as U+FFFD."""
-        text: str = self._usual.decode([token], skip_special_tokens=False)
-        return text
+        return self.special_shown.decode_one(token)
+
+    def piece(self, token: int) -> str:
+        """Return one token as the vocabulary writes it."""
+        return self._usual.id_to_token(token) or ""
+
+    def token_bytes(self, token: int) -> bytes:
+        """Return one token's bytes, special tokens by their name; they may begin or end within a character."""
+        data = self._bytes.get(token)
+        if data is None:
+            data = self._bytes[token] = token_bytes(self._usual.id_to_token(token), self.token_text(token))
+        return data
+
+    def _offsets(self, text: str) -> list[tuple[int, int]]:
+        """Return where in a plain text each of its tokens begins and ends."""
+        (encoding,) = self._literal.encode_batch([text], add_special_tokens=False)
+        return list(encoding.offsets)
 
 
 def _read_json(path: Path) -> dict[str, Any]:
@@ -170,6 +233,12 @@ def _load(source: str, config: dict[str, Any], names: dict[str, str]) -> Any:
     ]
     tokenizer.add_special_tokens([content for content in dict.fromkeys(wanted) if content not in special])
     return tokenizer
+
+
+def _ids(tokenizer: Any, text: str, add_special_tokens: bool) -> tuple[int, ...]:
+    """Encode as a batch of one: that lets other threads run meanwhile, and a long text takes a second."""
+    (encoding,) = tokenizer.encode_batch_fast([text], add_special_tokens=add_special_tokens)
+    return tuple(encoding.ids)
 
 
 def _add_twins(tokenizer: Any, special: Sequence[Any]) -> dict[str, str]:

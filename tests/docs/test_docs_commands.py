@@ -9,13 +9,23 @@ from urllib.parse import urlsplit
 
 import pytest
 
+from server.api.openai.chat import ChatRequest
+from server.api.openai.completions import CompletionRequest
 from server.api.schemas import GenerateRequest
+from server.api.tgi.schemas import TgiRequest
 from server.formats.names import check_name
 from tests.docs.commands import commands, parse
 from tests.docs.markdown import DOCS, README, ROOT, code, pages, prose, rows
 
 ROUTES = {
     tuple(name.split(" ", 1)) for row in rows(prose(DOCS / "api.md")) for name in code(row[0]) if name.count(" ") == 1
+}
+
+BODIES = {
+    "/v1/generate": GenerateRequest,
+    "/v1/completions": CompletionRequest,
+    "/v1/chat/completions": ChatRequest,
+    "/generate": TgiRequest,
 }
 
 CURLS = [(page, line) for page in pages() for line in commands(page) if line.startswith("curl ")]
@@ -38,7 +48,7 @@ def test_curl(page: Path, line: str) -> None:
     ), f"{page.name}: no route for {curl.method} {curl.path}"
     if curl.body is not None:
         assert "content-type: application/json" in curl.headers
-        GenerateRequest.model_validate_json(curl.body)
+        BODIES[curl.path].model_validate_json(curl.body)
     if curl.form:
         check_name(curl.form["name"][0])
         for value in curl.form["files"]:

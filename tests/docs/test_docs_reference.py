@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import json
 import re
-from typing import Any
 
-import annotated_types
 import pytest
 
 from server.api.record import RequestRecord
 from server.api.replies import GenerateReply
-from server.api.schemas import GenerateRequest
+from server.api.tgi.replies import TgiReply
 from server.core import AdapterKind
-from server.errors import all_errors
 from server.metrics import Metrics
 from server.settings import Settings
 from tests.docs.markdown import DOCS, code, fences, prose, rows, section
@@ -38,31 +35,6 @@ def test_no_page_names_a_setting_that_is_not_there() -> None:
         assert set(re.findall(r"WAYBILL_[A-Z_]+[A-Z]", page.read_text())) <= known, page.name
 
 
-def test_request_fields() -> None:
-    documented = {code(row[0])[0]: row for row in rows(section(API, "Request"))}
-    assert set(documented) == set(GenerateRequest.model_fields)
-    for name, field in GenerateRequest.model_fields.items():
-        row = documented[name]
-        if isinstance(field.default, bool | int | float):
-            assert row[2].strip("`") == json.dumps(field.default).removesuffix(".0"), name
-        bounds = [bound for item in field.metadata if (bound := _bound(item)) is not None]
-        for bound in bounds:
-            assert _shown(bound) in re.findall(r"-?\d+(?:\^\d+ - 1)?", row[1]), f"{name}: {bound}"
-
-
-def _bound(item: Any) -> float | None:
-    match item:
-        case annotated_types.Ge(ge=value) | annotated_types.Gt(gt=value) if value != 0:
-            return float(value)  # type: ignore[arg-type]
-        case annotated_types.Le(le=value) if value not in (2**31 - 1,):
-            return float(value)  # type: ignore[arg-type]
-    return None
-
-
-def _shown(bound: float) -> str:
-    return "2^63 - 1" if bound == float(2**63 - 1) else f"{bound:.0f}"
-
-
 def test_reply_has_the_documented_shape() -> None:
     example = json.loads(next(fence.text for fence in fences(API, "json") if '"usage"' in fence.text))
     reply = GenerateReply.model_validate(example)
@@ -71,15 +43,19 @@ def test_reply_has_the_documented_shape() -> None:
     assert set(example["adapter"]) == set(type(reply.adapter).model_fields)
     assert set(example["usage"]) == set(type(reply.usage).model_fields)
     assert set(example["timings"]) == set(type(reply.timings).model_fields)
-    optional = {"token_ids", "logprobs"}
+    optional = {"token_ids", "logprobs", "prompt_logprobs", "labels"}
     choice_fields = set(type(reply.choices[0]).model_fields)
     assert set(example["choices"][0]) == choice_fields - optional
-    assert choice_fields <= set(code(section(API, "Reply"))) | set(example["choices"][0])
+    told = {name for title in ("Reply", "Prompt logprobs", "Labels") for name in code(section(API, title))}
+    assert choice_fields <= told | set(example["choices"][0])
 
 
-def test_error_codes() -> None:
-    documented = [(row[0], code(row[1])[0]) for row in rows(section(API, "Errors"))]
-    assert sorted(documented) == sorted({(str(error.status), error.code) for error in all_errors()})
+def test_tgi_reply_has_the_documented_shape() -> None:
+    example = json.loads(next(fence.text for fence in fences(API, "json") if '"generated_text"' in fence.text))
+    details = TgiReply.model_validate(example).details
+    assert details is not None
+    assert set(example["details"]) == set(type(details).model_fields) - {"top_tokens"}
+    assert set(example["details"]["tokens"][0]) == set(type(details.tokens[0]).model_fields) - {"alternative_tokens"}
 
 
 def test_metrics() -> None:
@@ -98,7 +74,7 @@ def test_metrics() -> None:
 def test_log_fields() -> None:
     documented = {name for row in rows(section(OPERATIONS, "Logs")) for name in code(row[0])}
     record = RequestRecord(
-        "id", "GET", "/", "tenant", "key", 200, "error", "adapter", "sha256:", 1, 1, queue_ms=1.0, ttft_ms=1.0
+        "id", "GET", "/", "tenant", "key", "user", 200, "error", "adapter", "sha256:", 1, 1, queue_ms=1.0, ttft_ms=1.0
     )
     assert documented == set(record.line())
 

@@ -58,7 +58,7 @@ def test_a_prompt_that_repeats_is_answered_alike_with_less_to_compute(attention:
     torch.testing.assert_close(again.rows, first.rows, atol=0 if attention == "native" else 1e-4, rtol=0)
     assert torch.equal(other.rows, first.rows)
     assert (first.computed, other.computed) == (81, 81)
-    assert again.computed == (17 if prompt_cache else 81)
+    assert again.computed == (12 if prompt_cache else 81), "all but the first 69 tokens of the prompt"
 
 
 @dataclass(frozen=True)

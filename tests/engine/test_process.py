@@ -18,7 +18,7 @@ import pytest_asyncio
 import torch
 from safetensors.torch import save_file
 
-from server.core import AdapterKind, BaseModel, EngineConfig, SamplingParams, TokenEvent
+from server.core import NO_TOKEN, AdapterKind, BaseModel, EngineConfig, SamplingParams, Scoring, TokenEvent
 from server.engine.client import ProcessEngine, SequenceStream
 from server.engine.loading import build_engine
 from server.engine.messages import StepReport, Submit
@@ -97,6 +97,19 @@ async def test_it_answers_as_the_oracle_does(engine: ProcessEngine, adapter: Sav
     assert streams[1].started.queue_ms >= streams[1].started.load_ms > 0
 
 
+async def test_a_prompt_is_scored_and_nothing_is_drawn(engine: ProcessEngine) -> None:
+    stream = engine.submit(tuple(PROMPT), SamplingParams(max_tokens=0), scoring=Scoring(top=1, after=(7,)))
+    assert await tokens_of(stream) == (NO_TOKEN,)
+    expected = ask_plain(tiny_model("llama"), PROMPT).logits.double().log_softmax(dim=-1)
+    (scores,) = stream.scores
+    assert scores.start == 1
+    assert scores.logprobs == pytest.approx([float(expected[i, t]) for i, t in enumerate(PROMPT[1:])], abs=1e-4)
+    assert [top[0][0] for top in scores.tops] == expected[: len(PROMPT) - 1].argmax(dim=-1).tolist()
+    assert scores.after == pytest.approx((float(expected[len(PROMPT) - 1, 7]),), abs=1e-4)
+    assert stream.started is not None
+    assert stream.started.cached_tokens == 0
+
+
 async def test_prompts_that_start_alike_share_where_their_salts_are_the_same(engine: ProcessEngine) -> None:
     reports: list[StepReport] = []
     engine.on_report(reports.append)
@@ -109,10 +122,10 @@ async def test_prompts_that_start_alike_share_where_their_salts_are_the_same(eng
         assert stats is not None
         found.append((stats.asked_tokens, stats.cached_tokens))
     assert len(set(answers)) == 1
-    assert found == [(150, 0), (300, 128), (450, 128), (450, 128)]
+    assert found == [(150, 0), (300, 149), (450, 149), (450, 149)]
 
 
-@pytest.mark.parametrize(("prompt_cache", "cached"), [(True, 128), (False, 0)])
+@pytest.mark.parametrize(("prompt_cache", "cached"), [(True, 149), (False, 0)])
 async def test_without_a_prompt_cache_nothing_is_shared(folder: Path, prompt_cache: bool, cached: int) -> None:
     engine, _ = build_engine(replace(config_for(folder), prompt_cache=prompt_cache))
     for number in range(2):
@@ -174,7 +187,11 @@ async def test_check_judges_values(engine: ProcessEngine, adapter: SavedAdapter,
         await engine.check(tall.source(VOCAB_SIZE))
 
 
-async def test_a_killed_engine_fails_what_is_open_and_comes_back(engine: ProcessEngine) -> None:
+async def test_a_killed_engine_fails_what_is_open_and_comes_back(
+    engine: ProcessEngine, caplog: pytest.LogCaptureFixture
+) -> None:
+    deaths: list[float] = []
+    engine.on_death(lambda: deaths.append(time.monotonic()))
     stream = engine.submit(tuple(PROMPT), ENDLESS)
     async for _ in stream:
         break
@@ -187,6 +204,9 @@ async def test_a_killed_engine_fails_what_is_open_and_comes_back(engine: Process
     with pytest.raises(EngineRestarting):
         engine.submit(tuple(PROMPT), GREEDY)
     await engine.wait_ready(60)
+    assert len(deaths) == 1
+    died = next(record for record in caplog.records if record.levelname == "ERROR")
+    assert "the engine process died (Killed)" in died.getMessage()
     assert await tokens_of(engine.submit(tuple(PROMPT), GREEDY)) == ask_plain(tiny_model("llama"), PROMPT).tokens
 
 

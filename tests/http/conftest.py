@@ -61,16 +61,27 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folders.make_model(tmp_path_factory.mktemp("model") / "bytes")
 
 
+@pytest.fixture(scope="session")
+def bos_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of one whose tokenizer begins every text with BOS."""
+    return folders.make_model(tmp_path_factory.mktemp("model") / "bytes", bos=True)
+
+
 @pytest.fixture
-async def make_api(tmp_path: Path, model: Path) -> AsyncIterator[MakeApi]:
-    """Makes servers; `listen=True` puts one behind a real socket. They end with the test."""
+async def make_api(tmp_path: Path, model: Path, bos_model: Path) -> AsyncIterator[MakeApi]:
+    """Makes servers; `listen=True` puts one behind a real socket, `bos=True` is over `bos_model`.
+
+    They end with the test.
+    """
     async with AsyncExitStack() as stack:
 
-        async def make(engine: FakeEngine | None = None, *, listen: bool = False, **settings: Any) -> Api:
+        async def make(
+            engine: FakeEngine | None = None, *, listen: bool = False, bos: bool = False, **settings: Any
+        ) -> Api:
             engine = engine or FakeEngine()
             store = tmp_path / "store"
-            made = Settings(model=model, store=store, **settings)
-            plan = make_plan(made, read_base_model(model), MACHINE)
+            made = Settings(model=bos_model if bos else model, store=store, **settings)
+            plan = make_plan(made, read_base_model(made.model), MACHINE)
             app = create_app(made, plan, engine)
             if listen:
                 client = await _listen(stack, app, made.shutdown_timeout)

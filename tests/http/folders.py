@@ -9,11 +9,11 @@ from pathlib import Path
 
 import numpy as np
 from safetensors.numpy import save, save_file
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 
 HIDDEN, LAYERS, KV_HEADS, HEAD_DIM, CONTEXT = 8, 2, 1, 4, 1024
 KV_COLUMNS = LAYERS * 2 * KV_HEADS * HEAD_DIM
-EOS = 256
+EOS, BOS, BOS_TOKEN = 256, 257, "<|im_start|>"
 VOCABULARY = 258
 
 CHAT_TEMPLATE = (
@@ -22,8 +22,11 @@ CHAT_TEMPLATE = (
 )
 
 
-def make_model(folder: Path) -> Path:
-    """Write a model folder whose token ids are the bytes of the text; 256 and 257 are special."""
+def make_model(folder: Path, *, bos: bool = False) -> Path:
+    """Write a model folder whose token ids are the bytes of the text; 256 and 257 are special.
+
+    `bos`: its tokenizer begins every text with 257.
+    """
     folder.mkdir(parents=True)
     config = {
         "model_type": "llama",
@@ -37,12 +40,17 @@ def make_model(folder: Path) -> Path:
         "eos_token_id": EOS,
     }
     (folder / "config.json").write_text(json.dumps(config))
-    _tokenizer().save(str(folder / "tokenizer.json"))
+    tokenizer = _tokenizer()
+    if bos:
+        tokenizer.post_processor = processors.TemplateProcessing(
+            single=f"{BOS_TOKEN} $A", special_tokens=[(BOS_TOKEN, BOS)]
+        )
+    tokenizer.save(str(folder / "tokenizer.json"))
     tokenizer_config = {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "eos_token": "<|im_end|>",
         "chat_template": CHAT_TEMPLATE,
-    }
+    } | ({"bos_token": BOS_TOKEN} if bos else {})
     (folder / "tokenizer_config.json").write_text(json.dumps(tokenizer_config))
     embedding = np.zeros((VOCABULARY, HIDDEN), dtype=np.float32)
     save_file({"model.embed_tokens.weight": embedding}, str(folder / "model.safetensors"))
@@ -50,7 +58,7 @@ def make_model(folder: Path) -> Path:
 
 
 def _tokenizer() -> Tokenizer:
-    vocabulary = {character: byte for byte, character in _byte_alphabet().items()}
+    vocabulary = {character: byte for byte, character in byte_alphabet().items()}
     tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -58,7 +66,7 @@ def _tokenizer() -> Tokenizer:
     return tokenizer
 
 
-def _byte_alphabet() -> dict[int, str]:
+def byte_alphabet() -> dict[int, str]:
     """GPT-2's printable character for each byte."""
     plain = [*range(33, 127), *range(161, 173), *range(174, 256)]
     alphabet = {byte: chr(byte) for byte in plain}

@@ -77,7 +77,13 @@ async def test_generate_uses_the_adapter_and_tells_which(api: Api) -> None:
     reply = (await api.generate(adapter="mine", prompt="hi", max_tokens=3)).json()
     names = ("name", "version", "digest", "kind", "num_virtual_tokens")
     assert reply["adapter"] == {name: card[name] for name in names}
-    assert reply["usage"] == {"prompt_tokens": 2, "completion_tokens": 3, "total_tokens": 5, "virtual_tokens": 4}
+    assert reply["usage"] == {
+        "prompt_tokens": 2,
+        "completion_tokens": 3,
+        "total_tokens": 5,
+        "virtual_tokens": 4,
+        "cached_tokens": 0,
+    }
     source = api.engine.submitted[-1].adapter
     assert source is not None
     assert source.key.adapter == card["digest"]

@@ -48,7 +48,18 @@ def refused(response: Any, status: int, code: str, param: str | None) -> str:
         ({"prompt": "x", "max_tokens": 1.5}, "max_tokens"),
         ({"prompt": "x", "max_tokens": 2, "max_new_tokens": 3}, None),
         ({"prompt": "x", "max_tokens": 2, "min_tokens": 3}, "min_tokens"),
+        ({"prompt": "x", "max_new_tokens": 0}, "max_tokens"),
         ({"prompt": "x", "logprobs": 21}, "logprobs"),
+        ({"prompt": "x", "prompt_logprobs": 21}, "prompt_logprobs"),
+        ({"prompt": "x", "prompt_logprobs": -1}, "prompt_logprobs"),
+        ({"prompt": "x", "prompt_logprobs": 0, "stream": True}, None),
+        ({"prompt": "x", "labels": []}, "labels"),
+        ({"prompt": "x", "labels": [""]}, "labels.0"),
+        ({"prompt": "x", "labels": ["a" * 257]}, "labels.0"),
+        ({"prompt": "x", "labels": ["a"] * 257}, "labels"),
+        ({"prompt": "x", "labels": ["a", "b", "a"]}, None),
+        ({"prompt": ["x"] * 5, "labels": [str(i) for i in range(205)]}, "labels"),
+        ({"prompt": "", "labels": ["a"]}, "prompt"),
         ({"prompt": "x", "seed": -1}, "seed"),
         ({"prompt": "x", "seed": 2**63}, "seed"),
         ({"prompt": "x", "timeout_s": 0}, "timeout_s"),
@@ -57,7 +68,7 @@ def refused(response: Any, status: int, code: str, param: str | None) -> str:
         ({"prompt": "x", "stop": ["a"] * 17}, "stop"),
         ({"prompt": "x", "stop": ["a" * 257]}, "stop.0"),
         ({"prompt": "x", "stop_token_ids": [1] * 65}, "stop_token_ids"),
-        ({"prompt": "x", "logit_bias": {"a": 1}}, None),
+        ({"prompt": "x", "logit_bias": {"a": 1}}, "logit_bias"),
         ({"prompt": "x", "logit_bias": {"1": 101}}, "logit_bias.1"),
         ({"prompt": "x", "stream": "yes"}, "stream"),
         ({}, None),
@@ -183,9 +194,21 @@ async def test_the_api_describes_itself(api: Api) -> None:
     assert set(document["paths"]) == {
         "/v1/generate", "/v1/adapters", "/v1/adapters/{name}", "/v1/models",
         "/health/live", "/health/ready", "/metrics",
+        "/", "/generate", "/generate_stream", "/info", "/health", "/ping",
+        "/v1/completions", "/v1/chat/completions", "/v1/models/{model}", "/tokenize", "/detokenize", "/tokenizer_info",
     }  # fmt: skip
     fields = document["components"]["schemas"]["GenerateRequest"]["properties"]
     assert fields["temperature"]["maximum"] == 5
     known = set(document["components"]["schemas"])
     references = {part.split('"')[0] for part in json.dumps(document).split("#/components/schemas/")[1:]}
     assert references <= known
+
+
+@pytest.mark.parametrize(
+    ("path", "methods"),
+    [("/v1/adapters", "GET, POST"), ("/v1/adapters/mine", "DELETE, GET"), ("/generate", "POST"), ("/metrics", "GET")],
+)
+async def test_a_wrong_method_is_told_all_that_the_path_has(api: Api, path: str, methods: str) -> None:
+    response = await api.client.request("PATCH", path)
+    assert response.status_code == 405
+    assert response.headers["allow"] == methods

@@ -8,6 +8,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import Tensor
 
 from server.engine.model.attention.base import Row
 from server.engine.model.attention.select import block_size, create_backend
@@ -147,6 +148,34 @@ def test_zeroed_blocks_hold_zeros(backend: str) -> None:
     nothing = torch.zeros(1, 2, 1, 8)
     output, _ = made.attend(Layer(0), nothing, nothing, nothing, None)
     torch.testing.assert_close(output, torch.full_like(output, size / (2 * size + 1)))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_copied_start_holds_what_its_source_does_and_nothing_else(backend: str, dtype: torch.dtype) -> None:
+    heads = Heads(4, 2)
+    size = BACKENDS[backend]
+    generator = torch.Generator().manual_seed(5)
+    made = create_backend(backend, replace(shape(heads, num_layers=2, num_blocks=5, block_size=size), dtype=dtype))
+    whole, other = torch.randn(2, 2, 2, 2, size, 8, generator=generator).to(dtype)
+    query, key, value = (torch.randn(1, n, 1, 8, generator=generator).to(dtype) for n in (4, 2, 2))
+
+    def seen(block: int) -> list[Tensor]:
+        """What a query finds in the whole block, in both layers."""
+        made.zero((4,))
+        made.begin([Row(0, 1, 0, (4,), size, (block,))])
+        return [made.attend(Layer(layer), query, key, value, None)[0] for layer in range(2)]
+
+    for tokens in range(1, size):
+        made.zero((3,))
+        made.install((0,), whole), made.install((1, 2), torch.cat([other, other], dim=3))
+        made.install((3,), whole[:, :, :, :tokens])
+        expected = seen(3)
+        made.copy(0, 1, tokens), made.copy(0, 0, tokens)
+        for block in (1, 0):
+            assert all(torch.equal(found, wanted) for found, wanted in zip(seen(block), expected, strict=True))
+        made.install((3,), other)
+        assert all(torch.equal(found, wanted) for found, wanted in zip(seen(2), seen(3), strict=True))
 
 
 def test_an_unknown_backend_is_refused_by_name() -> None:

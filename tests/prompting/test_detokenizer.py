@@ -168,6 +168,12 @@ def test_text_is_held_back_no_longer_than_needed() -> None:
     assert [detokenizer.push(byte) for byte in b"xabxaabd"] == ["x", "", "", "abx", "", "a", "", "abd"]
 
 
+def test_nothing_is_held_back_of_a_stop_string_that_stays() -> None:
+    detokenizer = Detokenizer(Bytes(), ["abc"], include_stop=True)
+    assert [detokenizer.push(byte) for byte in b"xababcx"] == ["x", "a", "b", "a", "b", "c", ""]
+    assert detokenizer.stopped == "abc"
+
+
 def test_the_end_of_the_sequence_releases_what_is_held() -> None:
     detokenizer = Detokenizer(Bytes(), ["abc"])
     assert [detokenizer.push(byte) for byte in b"xab"] == ["x", "", ""]

@@ -16,6 +16,8 @@ MODES = {
     "top-p": SamplingParams(max_tokens=1, temperature=0.8, top_p=0.95, seed=3),
     "min-p": SamplingParams(max_tokens=1, temperature=1.5, min_p=0.02, seed=4),
     "all three": SamplingParams(max_tokens=1, temperature=1.3, top_k=200, top_p=0.9, min_p=0.005, seed=5),
+    "typical": SamplingParams(max_tokens=1, temperature=1.0, typical_p=0.8, seed=6),
+    "top-p and typical": SamplingParams(max_tokens=1, temperature=0.8, top_p=0.95, typical_p=0.95, seed=7),
 }
 
 
@@ -27,7 +29,7 @@ def wordlike_logits(vocab: int = VOCAB) -> torch.Tensor:
 
 
 def exact_distribution(logits: torch.Tensor, params: SamplingParams) -> np.ndarray:
-    """Return the probabilities [vocab], float64: filters in the order top-k, top-p over the full vocabulary, min-p."""
+    """Return the probabilities [vocab], float64: top-k, top-p over the full vocabulary, min-p, then typical."""
     scaled = logits.double().numpy() / params.temperature
     full = np.exp(scaled - scaled.max())
     full /= full.sum()
@@ -39,7 +41,15 @@ def exact_distribution(logits: torch.Tensor, params: SamplingParams) -> np.ndarr
         mass_before = np.cumsum(full[order]) - full[order]
         keep[order[mass_before >= params.top_p]] = False
     keep &= full >= params.min_p * full.max()
-    return np.where(keep, full, 0) / full[keep].sum()
+    left = np.where(keep, full, 0) / full[keep].sum()
+    if params.typical_p == 1:
+        return left
+    told = -np.log(left, where=keep, out=np.full(len(left), np.inf))
+    distance = np.abs(told - (left[keep] * told[keep]).sum())
+    order = np.argsort(distance, kind="stable")
+    mass_before = np.cumsum(left[order]) - left[order]
+    left[order[mass_before >= params.typical_p]] = 0
+    return left / left.sum()
 
 
 def frequencies(logits: torch.Tensor, params: SamplingParams, draws: int) -> np.ndarray:

@@ -7,7 +7,7 @@ from collections import Counter
 
 import pytest
 import torch
-from transformers import RepetitionPenaltyLogitsProcessor
+from transformers import RepetitionPenaltyLogitsProcessor, TypicalLogitsWarper
 
 from server.core import SamplingParams
 from server.engine.model.sampler import Draw, DrawRequest, Sampler
@@ -43,6 +43,7 @@ def random_params(rng: random.Random, vocab: int) -> SamplingParams:
         top_k=rng.choice([0, 0, 1, 20, 300, 4500, vocab]),
         top_p=rng.choice([1.0, 1.0, 0.1, 0.9, 0.999]),
         min_p=rng.choice([0.0, 0.0, 0.05]),
+        typical_p=rng.choice([1.0, 1.0, 0.2, 0.95]),
         repetition_penalty=rng.choice([1.0, 1.0, 1.3]),
         presence_penalty=rng.choice([0.0, 0.0, 0.5]),
         frequency_penalty=rng.choice([0.0, 0.0, -0.4]),
@@ -153,6 +154,25 @@ def test_min_p_is_relative_to_the_likeliest() -> None:
     assert reachable(logits, min_p=0.5) == {0, 1}
     assert reachable(logits, min_p=0.25) == {0, 1, 2}
     assert reachable(logits, min_p=1.0) == {0}
+
+
+@pytest.mark.parametrize("mass", [0.05, 0.2, 0.5, 0.9, 0.99])
+@pytest.mark.parametrize("temperature", [0.7, 1.0, 1.8])
+def test_typical_keeps_what_the_reference_keeps(mass: float, temperature: float) -> None:
+    torch.manual_seed(round(mass * 100))
+    logits = torch.randn(30) * 2
+    reference = TypicalLogitsWarper(mass=mass)(torch.zeros(1, 0, dtype=torch.long), logits[None] / temperature)[0]
+    kept = set(reference.isfinite().nonzero()[:, 0].tolist())
+    likely = {token for token in kept if (logits / temperature).softmax(0)[token] > 0.02}
+    came = reachable(logits.tolist(), draws=2000, typical_p=mass, temperature=temperature)
+    assert likely <= came <= kept
+
+
+def test_typical_may_leave_out_the_likeliest_and_looks_at_what_others_leave() -> None:
+    logits = torch.tensor([0.4, *[0.6 / 30] * 30]).log().tolist()
+    assert 0 not in reachable(logits, typical_p=0.3)
+    assert reachable(logits, typical_p=0.3, top_k=1) == {0}
+    assert reachable(logits, draws=1500) >= {0, 1}
 
 
 def test_logit_bias_is_added_before_temperature() -> None:

@@ -6,9 +6,9 @@ import random
 from collections import deque
 from dataclasses import asdict, dataclass, field
 
-from server.core import AdapterKind, AdapterSource, FinishReason, PrefixKey, SamplingParams
+from server.core import NO_TOKEN, AdapterKind, AdapterSource, FinishReason, PrefixKey, SamplingParams
 from server.engine.scheduler.plan import StepPlan
-from server.engine.scheduler.scheduler import NO_TOKEN, Limits, Scheduler
+from server.engine.scheduler.scheduler import Limits, Scheduler
 from server.engine.scheduler.sequence import Sequence, Status
 from tests.scheduler.simulation import EOS, VOCAB, SimulatedEngine, adapter, answer
 
@@ -29,6 +29,8 @@ class Tally:
     abandoned_compiles: int = 0
     reused_tokens: int = 0
     reused_after_a_preemption: int = 0
+    copies: int = 0
+    copies_of_what_is_handed_out: int = 0
     steps_with_many_compiles: int = 0
     steps_with_a_plan_in_flight: int = 0
     longest_wait_to_bound: float = 0.0
@@ -232,6 +234,9 @@ class RandomRun:
         # One more than the limit where the adapter being compiled is still held.
         assert self._engine.waiting_in_host_memory() <= self._limits.max_loads + 1
         self._note_compile(plan)
+        handed_out = {*plan.zero, *(copy.target for copy in plan.copy)}
+        self.tally.copies += len(plan.copy)
+        self.tally.copies_of_what_is_handed_out += sum(copy.source in handed_out for copy in plan.copy)
         self.tally.evictions += len(plan.evict)
         self.tally.loads += len(plan.load)
         self.tally.steps += 1

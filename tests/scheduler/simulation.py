@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Hashable
 
 from server.core import AdapterKind, AdapterSource, PrefixKey, SamplingParams
-from server.engine.scheduler.plan import PENDING, Span, StepPlan
+from server.engine.scheduler.plan import PENDING, Copy, Span, StepPlan
 from server.engine.scheduler.scheduler import Limits
 from server.engine.scheduler.sequence import Sequence
 
@@ -45,9 +45,11 @@ def answer(tokens: list[int], params: SamplingParams, source: AdapterSource | No
 class SimulatedEngine:
     """Carries plans out in order and checks that each reads exactly what it should.
 
-    A slot holds (whose, position, token), or None once zeroed. Reading a slot that holds anything else, and writing to
-    one that is not empty, fails. Tokens are drawn from what stands in memory, not from what the scheduler says. What
-    sequences with one salt and one adapter wrote is theirs together; all else is one sequence's, or one prefix's.
+    A slot holds (whose, position, what a forward computes there: its token and a digest of all tokens up to it), or
+    None once zeroed. Reading a slot that holds anything else, and writing to one that is not empty, fails; so what was
+    copied from another block must be what computing it would have given. Tokens are drawn from what stands in memory,
+    not from what the scheduler says. What sequences with one salt and one adapter wrote is theirs together; all else is
+    one sequence's, or one prefix's.
     """
 
     def __init__(self, limits: Limits) -> None:
@@ -75,7 +77,10 @@ class SimulatedEngine:
             assert source.key not in self.reading
             assert source.key not in self.hosted
             self.reading[source.key] = self._sources[source.key] = source
-        assert len(set(plan.zero)) == len(plan.zero)
+        targets = [copy.target for copy in plan.copy]
+        assert len({*plan.zero, *targets}) == len(plan.zero) + len(targets)
+        for copy in plan.copy:
+            self._copy(copy)
         for block in plan.zero:
             self._memory[block] = [None] * self.limits.block_size
         for install in plan.install:
@@ -119,6 +124,13 @@ class SimulatedEngine:
         assert len(plan.spans) <= self.limits.max_seqs
         assert len({span.sequence for span in plan.spans}) == len(plan.spans)
         assert all(span.tokens for span in plan.spans)
+
+    def _copy(self, copy: Copy) -> None:
+        size = self.limits.block_size
+        assert 0 < copy.tokens < size
+        copied = self._memory[copy.source][: copy.tokens]
+        assert all(isinstance(slot, tuple) and slot[0][0] == "all with" for slot in copied), "nobody may copy this"
+        self._memory[copy.target] = [*copied, *[None] * (size - copy.tokens)]
 
     def _compile(self, span: Span) -> None:
         assert span.prefix is not None
@@ -166,18 +178,23 @@ class SimulatedEngine:
         self, blocks: tuple[int, ...], owner: Hashable, length: int, tokens: tuple[int, ...] | None = None
     ) -> list[int]:
         size = self.limits.block_size
-        found = []
+        found: list[int] = []
+        digest = 0
         for position in range(length):
             slot = self._memory[blocks[position // size]][position % size]
             assert isinstance(slot, tuple)
-            assert slot[:2] == (owner, position), f"{owner} reads {slot} at {position}"
             found.append(slot[2])
+            digest = hash((digest, slot[2]))
+            assert slot == (owner, position, slot[2], digest), f"{owner} reads {slot} at {position}"
         assert tokens is None or found == list(tokens[:length])
         return found
 
     def _write(self, blocks: tuple[int, ...], owner: Hashable, start: int, tokens: tuple[int, ...]) -> None:
         size = self.limits.block_size
+        before = self._memory[blocks[(start - 1) // size]][(start - 1) % size] if start else None
+        digest = before[3] if isinstance(before, tuple) else 0
         for position, token in enumerate(tokens, start):
             block = self._memory[blocks[position // size]]
             assert block[position % size] is None, f"{owner} writes over {block[position % size]}"
-            block[position % size] = (owner, position, token)
+            digest = hash((digest, token))
+            block[position % size] = (owner, position, token, digest)

@@ -107,6 +107,30 @@ def test_the_first_block_of_a_name_keeps_it() -> None:
     pool.check_integrity([first])
 
 
+def test_a_new_name_takes_the_place_of_the_old() -> None:
+    pool = BlockAllocator(2, 16)
+    first, second = pool.allocate(2) or ()
+    assert pool.name(first, b"half")
+    assert pool.name(first, b"whole")
+    assert (pool.find(b"half"), pool.find(b"whole")) == (None, first)
+    assert (pool.has_name(first, b"half"), pool.has_name(first, b"whole")) == (False, True)
+    assert pool.name(second, b"half")
+    assert not pool.name(second, b"whole"), "another has it"
+    assert pool.find(b"half") == second
+    pool.check_integrity([first, second])
+
+
+def test_a_block_that_was_read_goes_last() -> None:
+    pool = BlockAllocator(3, 16)
+    blocks = pool.allocate(3) or ()
+    for block in blocks:
+        pool.name(block, bytes([block]))
+    pool.touch(blocks[1])
+    pool.release(blocks)
+    pool.touch(blocks[2])
+    assert pool.allocate(3) == (blocks[1], blocks[0], blocks[2])
+
+
 def test_an_empty_pool_is_refused() -> None:
     with pytest.raises(ValueError, match="a pool needs"):
         BlockAllocator(0, 16)

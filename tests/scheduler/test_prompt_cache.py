@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from server.core import AdapterKind, AdapterSource, FinishReason, SamplingParams
+from server.engine.scheduler.plan import Copy
 from server.engine.scheduler.sequence import Sequence, Status
 from tests.scheduler.driving import DRAWN, Story, spans
 from tests.scheduler.simulation import VOCAB, adapter
@@ -25,7 +26,7 @@ def reused(story: Story, sequence: Sequence) -> int:
     return start
 
 
-def test_a_prompt_that_starts_alike_points_to_the_same_full_blocks() -> None:
+def test_a_prompt_that_starts_alike_points_to_the_same_full_blocks_and_copies_of_the_next() -> None:
     story = Story()
     first = story.add(PROMPT, 8, salt="a")
     story.step()
@@ -33,8 +34,10 @@ def test_a_prompt_that_starts_alike_points_to_the_same_full_blocks() -> None:
     second = story.add([*PROMPT[:9], 17, 18], 8, salt="a")
     plan = story.step()
     assert second.blocks[:2] == blocks[:2]
-    assert (spans(plan)[1].start, spans(plan)[1].tokens) == (8, (9, 17, 18))
-    assert not set(plan.zero) & set(blocks), "what is shared must not be cleared"
+    assert plan.copy == (Copy(blocks[2], second.blocks[2], 1),)
+    assert second.blocks[2] not in blocks, "a shared block is never written to"
+    assert (spans(plan)[1].start, spans(plan)[1].tokens) == (9, (17, 18))
+    assert not set(plan.zero) & {*blocks, *second.blocks}, "what is shared or copied to must not be cleared"
     assert story.scheduler.stats().blocks_used == 4
     assert story.finish() == {0: FinishReason.LENGTH, 1: FinishReason.LENGTH}
     assert story.scheduler.stats().blocks_used == 0
@@ -43,12 +46,15 @@ def test_a_prompt_that_starts_alike_points_to_the_same_full_blocks() -> None:
 @pytest.mark.parametrize(
     ("prompt", "start"),
     [
-        (PROMPT, 8),
+        (PROMPT, 9),  # two full blocks, and one token of what the last held
         (PROMPT[:9], 8),
-        (PROMPT[:8], 4),  # the last token is computed again: the first draw needs its logits
+        (PROMPT[:8], 7),  # the last token is computed again: the first draw needs its logits
         (PROMPT[:5], 4),
-        (PROMPT[:4], 0),
-        ([*PROMPT[:7], 18], 4),
+        (PROMPT[:4], 3),
+        ([*PROMPT, 1, 2, 3], 10),
+        ([*PROMPT[:7], 18], 7),
+        ([*PROMPT[:4], 18, *PROMPT[5:]], 4),
+        ([1, 2, 18], 2),
         ([18, *PROMPT[1:]], 0),  # later blocks alike, the first not
     ],
 )
@@ -65,7 +71,7 @@ def test_an_answer_is_found_by_the_next_turn() -> None:
     first = story.add(PROMPT, 8, salt="a")
     story.finish()
     assert len(first.tokens) == 18
-    assert reused(story, story.add([*first.tokens, 1, 2], 1, salt="a")) == 16
+    assert reused(story, story.add([*first.tokens, 1, 2], 1, salt="a")) == 17, "all but the last, never computed"
 
 
 @pytest.mark.parametrize(("one", "other"), [("a", "b"), ("a", None), (None, "a"), (None, None)])
@@ -99,8 +105,8 @@ def test_nothing_is_found_across_adapters(one: AdapterSource | None, other: Adap
     story = Story()
     reused(story, story.add(prompt, 1, one, salt="a"))
     assert reused(story, story.add(prompt, 1, other, salt="a")) == 0
-    assert reused(story, story.add(prompt, 1, one, salt="a")) == 8
-    assert reused(story, story.add(prompt, 1, other, salt="a")) == 8
+    assert reused(story, story.add(prompt, 1, one, salt="a")) == 11
+    assert reused(story, story.add(prompt, 1, other, salt="a")) == 11
 
 
 def test_what_is_found_outlives_the_eviction_of_its_prefix() -> None:
@@ -109,7 +115,7 @@ def test_what_is_found_outlives_the_eviction_of_its_prefix() -> None:
     story.scheduler.forget("soft")
     story.finish()
     assert story.scheduler.stats().resident == 0
-    assert reused(story, story.add(PROMPT, 1, SOFT, salt="a")) == 8
+    assert reused(story, story.add(PROMPT, 1, SOFT, salt="a")) == 9
     assert story.scheduler.stats().loads == 2
 
 
@@ -117,7 +123,7 @@ def test_rows_that_are_wanted_are_computed() -> None:
     story = Story()
     reused(story, story.add(PROMPT, 1, salt="a"))
     sequence = story.add(PROMPT, 1, rows=(6, 9), salt="a")
-    assert reused(story, sequence) == 4
+    assert reused(story, sequence) == 6
     assert story.engine.rows[sequence.id] == [6, 9]
     assert reused(story, story.add(PROMPT, 0, rows=(0,), salt="a")) == 0
 
@@ -176,7 +182,7 @@ def test_blocks_are_found_once_their_plan_is_committed() -> None:
     assert spans(following)[1].start == 0
     story.commit(flying)
     story.add(PROMPT, 4, salt="a")
-    assert spans(story.plan())[2].start == 8
+    assert spans(story.plan())[2].start == 9
 
 
 def test_a_token_in_flight_is_no_part_of_a_name() -> None:
@@ -190,6 +196,50 @@ def test_a_token_in_flight_is_no_part_of_a_name() -> None:
     other = Sequence(9, [*PROMPT[:7], DRAWN, 1], SamplingParams(max_tokens=1), salt="a")
     story.scheduler.add(other)
     assert story.scheduler.schedule().spans[0].start == 8
+
+
+def test_the_longest_common_start_is_copied() -> None:
+    story = Story()
+    for ending in ([9, 10, 11], [9, 10], [9, 12, 13], [14]):
+        story.add([*PROMPT[:8], *ending], 1, salt="a")
+    story.finish()
+    for ending, start in (([9, 10, 11, 1], 11), ([9, 10, 1], 10), ([9, 12, 1, 1], 10), ([14, 1], 9), ([15, 1], 8)):
+        assert reused(story, story.add([*PROMPT[:8], *ending], 1, salt="a")) == start
+
+
+def test_what_is_copied_may_be_handed_out_in_the_same_plan() -> None:
+    """A prefix and one sequence take the whole pool: what the next copies from is among the blocks that it gets."""
+    story = Story(num_blocks=11, max_model_len=40, step_tokens=40)
+    short = adapter("short", 2)
+    reused(story, story.add([1, 2, 3, *[17] * 34], 1, short, salt="a"))
+    sequence = story.add([1, 2, *[18] * 36], 0, short, salt="a")
+    plan = story.step()
+    (copy,) = plan.copy
+    assert copy.tokens == 2
+    assert sequence.blocks == ()
+    assert spans(plan)[sequence.id].blocks[-1] == copy.source, "it was the last to go"
+    assert copy.source in plan.zero
+
+
+def test_what_is_copied_may_stay_in_its_block() -> None:
+    story = Story(num_blocks=2, max_model_len=4, max_seqs=1, step_tokens=8, prefix_blocks=1)
+    tiny = adapter("tiny", 1)
+    reused(story, story.add([1, 2, 3], 0, tiny, salt="a"))
+    story.add([1, 2, 4], 0, tiny, salt="a")
+    plan = story.step()
+    (copy,) = plan.copy
+    assert (copy.source, copy.tokens) == (copy.target, 2)
+    assert plan.zero == ()
+
+
+def test_a_block_that_was_copied_from_stays_longer() -> None:
+    story = Story(num_blocks=4, max_model_len=12, step_tokens=12)
+    for first in (1, 2, 3):
+        reused(story, story.add([first, 5, 6], 1, salt="a"))
+    assert reused(story, story.add([1, 7], 0, salt="a")) == 1
+    reused(story, story.add([9, 9, 9, 9, 9], 1, salt="a"))  # takes the two blocks that were unread longest
+    assert reused(story, story.add([1, 5, 8], 0, salt="a")) == 2
+    assert reused(story, story.add([2, 5, 8], 0, salt="a")) == 0
 
 
 def test_it_can_be_switched_off() -> None:

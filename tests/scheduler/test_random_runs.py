@@ -23,6 +23,8 @@ def test_random_runs_keep_every_promise(part: int) -> None:
     assert total.abandoned_compiles > 1
     assert total.reused_tokens > total.runs
     assert total.reused_after_a_preemption > 100
+    assert total.copies > total.runs
+    assert total.copies_of_what_is_handed_out > 3
     assert total.steps_with_many_compiles > 5
     assert total.steps_with_a_plan_in_flight > total.steps // 4
     assert total.longest_wait_to_bound <= 1

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from server.core import FinishReason, SamplingParams
+from server.core import NO_TOKEN, FinishReason, SamplingParams
 from server.engine.scheduler.plan import PENDING
-from server.engine.scheduler.scheduler import NO_TOKEN, Limits
+from server.engine.scheduler.scheduler import Limits
 from server.engine.scheduler.sequence import Sequence, Status
 from tests.scheduler.driving import DRAWN, Story, spans
 from tests.scheduler.simulation import EOS, adapter

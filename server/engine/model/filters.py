@@ -1,9 +1,10 @@
-"""Which tokens top-k, top-p and min-p leave in the race.
+"""Which tokens top-k, top-p, min-p and typical decoding leave in the race.
 
-Each filter keeps the tokens above a weight of its own, so together they keep those above the highest of the three.
-Tokens that tie with the last one kept stay too: the result depends on values alone, never on the order of a sort.
-Top-k is Fan et al. 2018 (arXiv:1805.04833), top-p Holtzman et al. 2019 (arXiv:1904.09751), min-p Nguyen et al. 2024
-(arXiv:2407.01082). Top-p counts mass over the full vocabulary, also where top-k is set.
+Each of the first three keeps the tokens above a weight of its own, so together they keep those above the highest of the
+three. Typical decoding then looks at what they leave, and may take even the likeliest out. Tokens that tie with the
+last one kept stay too: the result depends on values alone, never on the order of a sort. Top-k is Fan et al. 2018
+(arXiv:1805.04833), top-p Holtzman et al. 2019 (arXiv:1904.09751), min-p Nguyen et al. 2024 (arXiv:2407.01082), typical
+decoding Meister et al. 2022 (arXiv:2202.00666). Top-p counts mass over the full vocabulary, also where top-k is set.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ class Survivors:
 
 def filters(params: SamplingParams) -> bool:
     """Whether these parameters take tokens out of the race."""
-    return params.top_k > 0 or params.top_p < 1 or params.min_p > 0
+    return params.top_k > 0 or params.top_p < 1 or params.min_p > 0 or params.typical_p < 1
 
 
 def survivors(weights: Tensor, params: Sequence[SamplingParams]) -> Iterator[Survivors]:
@@ -59,10 +60,29 @@ def survivors(weights: Tensor, params: Sequence[SamplingParams]) -> Iterator[Sur
         picked = [index for index, done in enumerate(settled) if done]
         if picked:
             left = torch.where(best >= floor, best, 0)
-            yield Survivors([pending[index] for index in picked], ids[picked], left[picked])
+            chosen = [pending[index] for index in picked]
+            yield _typical(Survivors(chosen, ids[picked], left[picked]), [params[row].typical_p for row in chosen])
         pending = [row for row, done in zip(pending, settled, strict=True) if not done]
         if not pending:
             return
+
+
+def _typical(left: Survivors, masses: Sequence[float]) -> Survivors:
+    """Return the survivors whose surprise is nearest to the expected one, as many as have each row's mass."""
+    if all(mass == 1 for mass in masses):
+        return left
+    limits = torch.tensor(
+        [[mass if mass < 1 else torch.inf] for mass in masses], dtype=torch.float64, device=left.weights.device
+    )
+    chances = left.weights.to(torch.float64) / row_sums(left.weights)
+    surprise = -chances.log()
+    expected = row_sums(torch.where(chances > 0, chances * surprise, 0))
+    distance = (surprise - expected).abs()
+    nearest, order = distance.sort(dim=1, stable=True)
+    share = chances.gather(1, order)
+    before = running_sums(share) - share
+    farthest = nearest.gather(1, (before < limits).sum(dim=1, keepdim=True).clamp_(min=1) - 1)
+    return Survivors(left.rows, left.ids, torch.where(distance <= farthest, left.weights, 0))
 
 
 def _likeliest(weights: Tensor, width: int) -> tuple[Tensor, Tensor]:

@@ -75,7 +75,7 @@ class _Watched:
     def __init__(self, backend: AttentionBackend, num_layers: int) -> None:
         self.name = f"waybill_guard_{uuid.uuid4().hex}"
         self.shape = backend.shape
-        self.zero = backend.zero
+        self.zero, self.copy = backend.zero, backend.copy
         self.install = backend.install
         self.calls: list[tuple[int, int | None]] = []  # layer, window
         self.squares = torch.zeros((num_layers, 2), dtype=torch.float64)

@@ -6,15 +6,17 @@ only in element-wise operations, in selections (maximum, top-k, sort) and in the
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from server.core import SamplingParams
-from server.engine.model.exact import row_sums
+from server.engine.grammars.masks import Mask
 from server.engine.model.filters import filters, survivors
+from server.engine.model.logprobs import LogProbs, rows_at_once
+from server.engine.model.masking import Masking
 from server.engine.model.penalties import Penalties, penalises
 from server.engine.model.rng import TokenNoise, draw_key
 
@@ -59,14 +61,17 @@ class Sampler:
         self._device = device
         self._noise = TokenNoise(vocab_size, device)
         self._penalties = Penalties(vocab_size, device)
-        # Chunks of rows that stay in a CPU's cache, or that fill a GPU.
-        self._chunk_rows = max(1, (2**18 if device.type == "cpu" else 2**24) // vocab_size)
+        self._masking = Masking(vocab_size, device)
+        self._chunk_rows = rows_at_once(vocab_size, device)
 
     @torch.inference_mode()
-    def draw(self, logits: Tensor, requests: Sequence[DrawRequest]) -> list[Draw | None]:
+    def draw(
+        self, logits: Tensor, requests: Sequence[DrawRequest], masks: Mapping[int, Mask] | None = None
+    ) -> list[Draw | None]:
         """Return a token for every row of `logits` [rows, vocab] float32; None where the row is not finite.
 
-        `logits` is left as it is. Ties go to the lowest id.
+        `logits` is left as it is. Ties go to the lowest id. `masks`, by row, say which tokens may be drawn, each at
+        least one; they come last, so that nothing brings back what they forbid.
         """
         peaks, likeliest = logits.max(dim=-1)
         finite = (peaks.isfinite() & logits.amin(dim=-1).isfinite()).tolist()
@@ -79,6 +84,10 @@ class Sampler:
         for row, scores in adjusted.items():
             if requests[row].params.temperature == 0:
                 tokens[row] = int(scores.max(dim=-1).indices)
+        for rows, masked in self._masking.applied(logits, adjusted, masks or {}, self._chunk_rows):
+            adjusted.update(zip(rows, masked, strict=True))
+            for row, token in zip(rows, masked.max(dim=-1).indices.tolist(), strict=True):
+                tokens[row] = token
         sampled = [row for row, r in enumerate(requests) if finite[row] and r.params.temperature != 0]
         for rows in self._chunks(sampled, requests):
             scores = torch.stack([adjusted.get(row, logits[row]) for row in rows])
@@ -92,7 +101,12 @@ class Sampler:
     def is_greedy(self, request: DrawRequest) -> bool:
         """Whether the request takes the likeliest token as the model gives it, and asks for nothing else."""
         params = request.params
-        return params.temperature == 0 and params.logprobs is None and not self._adjusts(request)
+        return (
+            params.temperature == 0
+            and params.logprobs is None
+            and params.grammar is None
+            and not self._adjusts(request)
+        )
 
     def take_likeliest(self, ids: Tensor, finite: Tensor) -> list[Draw | None]:
         """Return what `draw` returns for greedy rows, from each row's likeliest id [rows] and finiteness [rows]."""
@@ -153,16 +167,8 @@ class Sampler:
         asked = request.params.logprobs
         if asked is None:
             return Draw(token)
-        shifted = logits - logits.max()
-        log_mass = float(row_sums(shifted.exp()[None]).log())
-        top: tuple[tuple[int, float], ...] = ()
-        if asked:
-            # More than `asked` where tokens tie with the last; the stable sort then prefers low ids.
-            ids = (shifted >= shifted.topk(min(asked, self._vocab_size)).values[-1]).nonzero()[:, 0]
-            values, order = shifted[ids].sort(descending=True, stable=True)
-            pairs = zip(ids[order[:asked]].tolist(), values[:asked].tolist(), strict=True)
-            top = tuple((token_id, value - log_mass) for token_id, value in pairs)
-        return Draw(token, float(shifted[token]) - log_mass, top)
+        probs = LogProbs.of(logits[None])
+        return Draw(token, probs.take([0], [token])[0], probs.likeliest(asked)[0])
 
     def _indices(self, values: Sequence[int]) -> Tensor:
         return torch.tensor(values, dtype=torch.int64, device=self._device)

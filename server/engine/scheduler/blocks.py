@@ -11,8 +11,8 @@ class BlockAllocator:
 
     A block is held as often as it was handed out or shared and not released since. One that got a name keeps what it
     holds when its last holder leaves: it counts as free, may be shared again, and is handed out only when no other
-    block is free, the longest unheld first. Blocks without a name are handed out last in, first out, so that a busy
-    engine touches few pages of memory.
+    block is free, the longest unheld and unread first. Blocks without a name are handed out last in, first out, so that
+    a busy engine touches few pages of memory.
     """
 
     def __init__(self, num_blocks: int, block_size: int) -> None:
@@ -22,7 +22,7 @@ class BlockAllocator:
         self.num_blocks = num_blocks
         self.block_size = block_size
         self._free = list(reversed(range(num_blocks)))  # without a name
-        self._kept: OrderedDict[int, bytes] = OrderedDict()  # with a name and not held, the longest first
+        self._kept: OrderedDict[int, bytes] = OrderedDict()  # with a name and not held, the next to go first
         self._holders = [0] * num_blocks
         self._by_name: dict[bytes, int] = {}
         self._names: dict[int, bytes] = {}
@@ -80,20 +80,33 @@ class BlockAllocator:
             else:
                 self._kept[block] = name
 
-    def name(self, block: int, name: bytes) -> None:
-        """Let a held block be found by what it holds, unless another has the name.
+    def name(self, block: int, name: bytes) -> bool:
+        """Let a held block be found by what it holds; a name that it had gives way. False if another has the name.
 
         Raises ValueError for one that is not held.
         """
         if not self._holders[block]:
             raise ValueError(f"block {block} is named and was not held")
-        if name not in self._by_name and block not in self._names:
-            self._by_name[name] = block
-            self._names[block] = name
+        if (other := self._by_name.get(name)) is not None:
+            return other == block
+        if (old := self._names.get(block)) is not None:
+            del self._by_name[old]
+        self._by_name[name] = block
+        self._names[block] = name
+        return True
 
     def find(self, name: bytes) -> int | None:
         """Return the block of this name."""
         return self._by_name.get(name)
+
+    def has_name(self, block: int, name: bytes) -> bool:
+        """Whether this is the block's name still."""
+        return self._names.get(block) == name
+
+    def touch(self, block: int) -> None:
+        """A block was read by somebody who does not hold it: it is the last to go, if it may go."""
+        if block in self._kept:
+            self._kept.move_to_end(block)
 
     def take_handed_out(self) -> tuple[int, ...]:
         """Return the blocks handed out since this was last asked."""

@@ -36,7 +36,7 @@ class Limits:
     prefix_blocks: int  # the most of the pool that prefixes and tables count for
     max_loads: int = 8  # adapters that are read, or wait in host memory for room, at once
     packed: bool = False  # a token's result never depends on its batch, nor on how its sequence is cut into steps
-    prompt_cache: bool = True  # full blocks stay for later sequences that start alike, until their room is needed
+    prompt_cache: bool = True  # what was computed stays for later sequences that start alike, until room is needed
 
     def __post_init__(self) -> None:
         if self.max_seqs < 1 or self.max_loads < 1 or self.max_model_len < 1:

@@ -37,6 +37,18 @@ class Span:
 
 
 @dataclass(frozen=True, slots=True)
+class Copy:
+    """Copy the keys and values of a block's first `tokens` tokens to another block, and clear the rest of that.
+
+    Both may be the same block: then only the rest is cleared.
+    """
+
+    source: int
+    target: int
+    tokens: int
+
+
+@dataclass(frozen=True, slots=True)
 class Install:
     """Copy a loaded prefix KV from host memory into blocks."""
 
@@ -48,6 +60,11 @@ class Install:
 class StepPlan:
     """One step, carried out in the order of these fields.
 
+    Copies come before anything else is done to a block, and in their own order, because nobody keeps a source for
+    them: it may be handed out and cleared in the same plan, and may even be the target of a later copy. What a source
+    holds was written by earlier plans, as a block that this one hands out is no source any more. Targets are handed
+    out by this plan and are not among `zero`: a copy leaves nothing of their former holder.
+
     A compile span's tokens are `prefix_ids` of an adapter, its blocks become the adapter's prefix, and its own prefix
     is empty and names the adapter. Each is a forward of its own, so that an adapter's KV never depends on who shared
     its batch; where a row's result never does (`Limits.packed`), they may join the forward of `spans`, which read at
@@ -56,7 +73,8 @@ class StepPlan:
 
     evict: tuple[PrefixKey, ...] = ()  # forget whatever is held for these
     load: tuple[AdapterSource, ...] = ()  # start reading these files in a thread
-    zero: tuple[int, ...] = ()  # blocks handed out since the last plan: clear them before use
+    copy: tuple[Copy, ...] = ()
+    zero: tuple[int, ...] = ()  # the other blocks handed out since the last plan: clear them before use
     install: tuple[Install, ...] = ()
     compile: tuple[Span, ...] = ()
     spans: tuple[Span, ...] = ()  # one packed forward

@@ -15,22 +15,19 @@ from collections import deque
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 
-from server.core import AdapterSource, FinishReason, PrefixKey
+from server.core import NO_TOKEN, AdapterSource, FinishReason, PrefixKey
 from server.engine.scheduler.blocks import BlockAllocator
 from server.engine.scheduler.limits import Limits
-from server.engine.scheduler.plan import Install, Prefix, Span, StepPlan
+from server.engine.scheduler.plan import Copy, Install, Prefix, Span, StepPlan
 from server.engine.scheduler.prompt_cache import PromptCache
 from server.engine.scheduler.residency import Entry, Residency
 from server.engine.scheduler.sequence import Sequence, Status
 from server.engine.scheduler.waiting import Turns, Waiting
 
-__all__ = ["COMPILES", "NO_TOKEN", "Limits", "Outcome", "Scheduler", "Stats"]
+__all__ = ["COMPILES", "Limits", "Outcome", "Scheduler", "Stats"]
 
 COMPILES = -1
 """The sequence id of a compile span."""
-
-NO_TOKEN = -1
-"""The token of the outcome of a sequence that draws none (`max_tokens == 0`)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +71,7 @@ class _Draft:
     compile_budget: int  # of `budget`
     spans: list[Span] = field(default_factory=list)
     flight: _Flight = field(default_factory=lambda: _Flight([], []))
+    copy: list[Copy] = field(default_factory=list)
     install: list[Install] = field(default_factory=list)
     compile: list[Span] = field(default_factory=list)
     preempted: bool = False
@@ -194,10 +192,12 @@ class Scheduler:
         if not (draft.preempted and self._running):  # what older ones took back is not for those that wait
             self._admit(draft)
         loads = self._residency.take_loads()
+        copied = {copy.target for copy in draft.copy}
         plan = StepPlan(
             evict=self._residency.take_evicted(),
             load=loads,
-            zero=self._blocks.take_handed_out(),
+            copy=tuple(draft.copy),
+            zero=tuple(block for block in self._blocks.take_handed_out() if block not in copied),
             install=tuple(draft.install),
             compile=tuple(draft.compile),
             spans=tuple(draft.spans),
@@ -220,6 +220,7 @@ class Scheduler:
         for sequence in flight.drawn:
             if sequence.status is Status.FINISHED:
                 continue
+            first = len(sequence.tokens) == sequence.prompt_len
             if sequence.params.max_tokens:
                 token = sampled[sequence.id]
                 finish = sequence.append(token, self._eos_token_ids)
@@ -227,6 +228,8 @@ class Scheduler:
                 token, finish = NO_TOKEN, FinishReason.LENGTH
             if finish is not None:
                 self._end(sequence)
+            elif first and sequence.status is Status.RUNNING:
+                self._cache.keep_all(sequence)  # others may go on from the same prompt
             outcomes.append(Outcome(sequence.id, token, finish))
         return outcomes
 
@@ -344,18 +347,21 @@ class Scheduler:
         """Let a sequence run: blocks for all its tokens at once, and room for each running sequence to grow by one."""
         if not draft.budget or len(self._running) >= self._limits.max_seqs:
             return False
-        reused = self._cache.find(sequence)
-        need = self._blocks.blocks_for(sequence.length) - len(reused)
-        taken = need + self._blocks.unheld(reused)
+        found = self._cache.find(sequence)
+        need = self._blocks.blocks_for(sequence.length) - len(found.blocks)
+        taken = need + self._blocks.unheld(found.blocks)
         if not self._residency.make_room(taken + len(self._running), 0, sequence.arrival):
             return False
         self._waiting.remove(sequence)
         if sequence.key is not None:
             sequence.prefix = self._residency.acquire(sequence.key)
-        self._blocks.share(reused)
-        sequence.blocks = reused + (self._blocks.allocate(need) or ())
+        self._blocks.share(found.blocks)
+        self._cache.admitted(sequence, found)
+        fresh = self._blocks.allocate(need) or ()
+        if found.tokens:
+            draft.copy.append(Copy(found.source, fresh[0], found.tokens))
+        sequence.blocks = found.blocks + fresh
         sequence.status = Status.RUNNING
-        self._cache.admitted(sequence, len(reused))
         insort(self._running, sequence, key=lambda other: other.arrival)
         count = min(sequence.left, draft.budget)
         self._span(draft, sequence, count, reaches_end=count == sequence.left)
@@ -381,6 +387,7 @@ class Scheduler:
         self._turns.push(sequence.key)
 
     def _release(self, sequence: Sequence) -> None:
+        self._cache.keep_all(sequence)
         self._blocks.release(sequence.blocks)
         sequence.blocks, sequence.prefix = (), None
         if sequence.key is not None:

@@ -48,7 +48,7 @@ class Sequence:
     blocks: tuple[int, ...] = field(init=False, default=())
     prefix: Prefix | None = field(init=False, default=None)  # segment A while RUNNING
     names: list[bytes] = field(init=False, default_factory=list)  # of its full blocks, as far as they were asked for
-    named: int = field(init=False, default=0)  # of `blocks`: those at the start that were reused, or offered for reuse
+    named: int = field(init=False, default=0)  # full blocks at its start that were reused, or offered for reuse
     fills_at: int = field(init=False, default=sys.maxsize)  # computed tokens that fill a block to offer for reuse
     counted: bool = field(init=False, default=False)  # whether it was asked what it reuses
 

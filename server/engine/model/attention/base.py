@@ -82,6 +82,13 @@ class AttentionBackend(Protocol):
         """Clear blocks in every layer, so that nothing of a former holder can be read or poison a masked slot."""
         ...
 
+    def copy(self, source: int, target: int, tokens: int) -> None:
+        """Copy a block's first `tokens` tokens to another in every layer, and clear the rest of that.
+
+        With one block for both, only the rest is cleared.
+        """
+        ...
+
     def install(self, blocks: Sequence[int], prefix: Tensor) -> None:
         """Copy a prefix KV [num_layers, 2, num_kv_heads, length, head_dim] into blocks, from their start."""
         ...

@@ -77,6 +77,11 @@ class CpuBackend:
         """Clear blocks in every layer."""
         self._memory[:, :, list(blocks)] = 0
 
+    def copy(self, source: int, target: int, tokens: int) -> None:
+        """Copy a block's first `tokens` tokens to another in every layer, and clear the rest of that."""
+        self._memory[:, :, target, :, :tokens] = self._memory[:, :, source, :, :tokens]
+        self._memory[:, :, target, :, tokens:] = 0
+
     def install(self, blocks: Sequence[int], prefix: Tensor) -> None:
         """Copy a prefix KV [num_layers, 2, num_kv_heads, length, head_dim] into blocks, from their start."""
         for block, part in zip(blocks, torch.split(prefix, self.shape.block_size, dim=3), strict=False):

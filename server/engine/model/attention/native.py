@@ -142,6 +142,10 @@ class NativeBackend:
         table = array("i", blocks)
         self._lib.waybill_zero(self.memory, self.shape.dtype.itemsize, table.buffer_info()[0], len(table))
 
+    def copy(self, source: int, target: int, tokens: int) -> None:
+        """Copy a block's first `tokens` tokens to another in every layer, and clear the rest of that."""
+        self._lib.waybill_copy(self.memory, self.shape.dtype.itemsize, source, target, tokens)
+
     def install(self, blocks: Sequence[int], prefix: Tensor) -> None:
         """Copy a prefix KV [num_layers, 2, num_kv_heads, length, head_dim] into blocks, from their start."""
         prefix = prefix.to(self.shape.dtype).contiguous()
@@ -174,8 +178,9 @@ def _declared(lib: ctypes.CDLL) -> ctypes.CDLL:
     lib.waybill_attend.argtypes = [*(pointer,) * 4, number, number, *(pointer,) * 5]
     lib.waybill_install.argtypes = [pointer, number, pointer, pointer, number]
     lib.waybill_zero.argtypes = [pointer, number, pointer, number]
+    lib.waybill_copy.argtypes = [pointer, number, number, number, number]
     for name in ("plan_destroy", "scratch_destroy"):
         getattr(lib, f"waybill_{name}").argtypes = [pointer]
-    for name in ("plan_build", "plan_destroy", "scratch_destroy", "attend", "install", "zero"):
+    for name in ("plan_build", "plan_destroy", "scratch_destroy", "attend", "install", "zero", "copy"):
         getattr(lib, f"waybill_{name}").restype = None
     return lib

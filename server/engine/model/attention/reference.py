@@ -60,6 +60,11 @@ class ReferenceBackend:
         """Clear blocks in every layer."""
         self._memory[:, :, list(blocks)] = 0
 
+    def copy(self, source: int, target: int, tokens: int) -> None:
+        """Copy a block's first `tokens` tokens to another in every layer, and clear the rest of that."""
+        self._memory[:, :, target, :tokens] = self._memory[:, :, source, :tokens]
+        self._memory[:, :, target, tokens:] = 0
+
     def install(self, blocks: Sequence[int], prefix: Tensor) -> None:
         """Copy a prefix KV [num_layers, 2, num_kv_heads, length, head_dim] into blocks, from their start."""
         for token in range(prefix.shape[3]):

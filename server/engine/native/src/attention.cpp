@@ -59,6 +59,20 @@ void install(const KVMemory& memory, const int32_t* blocks, const T* prefix, int
       }
 }
 
+// Copies the first `length` tokens of a block to another, or leaves them where both are one, and clears the others.
+template <class T>
+void copy(const KVMemory& memory, int source, int target, int length) {
+  for (int l = 0; l < memory.layers; l++)
+    for (int h = 0; h < memory.kv_heads; h++) {
+      T* keys = memory.keys<T>(l, target, h);
+      T* values = memory.values<T>(l, target, h);
+      if (source != target) std::memcpy(keys, memory.keys<T>(l, source, h), 2 * memory.part() * sizeof(T));
+      for (int slot = length; slot < waybill::kBlock; slot++)
+        for (int j = 0; j < memory.padded; j++)
+          keys[waybill::key_place<T>(memory.padded, slot, j)] = values[waybill::value_place<T>(memory.padded, slot, j)] = T{};
+    }
+}
+
 }  // namespace
 
 extern "C" {
@@ -98,6 +112,11 @@ void waybill_zero(const KVMemory* memory, int element_bytes, const int32_t* bloc
   for (int l = 0; l < memory->layers; l++)
     for (int i = 0; i < count; i++)
       std::memset(static_cast<char*>(memory->base) + (static_cast<size_t>(l) * memory->blocks + blocks[i]) * bytes, 0, bytes);
+}
+
+void waybill_copy(const KVMemory* memory, int element_bytes, int source, int target, int length) {
+  if (element_bytes == 2) copy<bf16>(*memory, source, target, length);
+  else copy<float>(*memory, source, target, length);
 }
 
 }  // extern "C"
