@@ -147,7 +147,7 @@ def test_a_grammar_that_comes_again_starts_again() -> None:
         assert start(kept, sequence, written) is None
         assert allowed(kept.take([sequence])[sequence]) == begins
         kept.advance({sequence: ord("a")})
-        for other in range(20 * sequence):
+        for other in range(70 * sequence):
             assert start(kept, 100 + other, grammar("choice", [str(other)])) is None
     after = kept.take(range(3))
     assert [allowed(after[sequence]) for sequence in range(3)] == [{ord("b"), *EOS}] * 3

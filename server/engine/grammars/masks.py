@@ -21,7 +21,7 @@ Mask = NDArray[np.uint8]
 """One bit a token, the lowest bit of the first byte first, in whole words of 32: 1 is allowed."""
 
 
-REMEMBERED = 16
+REMEMBERED = 64
 """Grammars that are kept as they were read, the latest used: requests come with the same ones again and again."""
 
 

@@ -18,10 +18,10 @@ def likeliest(scores: Tensor) -> Tensor:
     count = vocab_size // _BLOCK
     if count < 2:
         return scores.max(dim=-1).indices
-    blocks = scores[:, : count * _BLOCK].unflatten(1, (count, _BLOCK))
+    blocks = scores[:, : count * _BLOCK].reshape(-1, count, _BLOCK)
     best, where = blocks.amax(dim=-1).max(dim=-1)
     rows = torch.arange(len(scores), device=scores.device)
-    ids = where * _BLOCK + blocks[rows, where].max(dim=-1).indices
+    ids: Tensor = where * _BLOCK + blocks[rows, where].max(dim=-1).indices
     if count * _BLOCK == vocab_size:
         return ids
     rest, last = scores[:, count * _BLOCK :].max(dim=-1)
