@@ -192,12 +192,14 @@ class Engine:
 
     def _add(self, message: Submit, job: _Job, rows: frozenset[int] = frozenset()) -> None:
         self._jobs[message.sequence] = job
-        if message.params.grammar is not None and message.sequence not in self._masks:
-            # It joins those that wait once its first mask is there: no step ever waits for a grammar to be read.
-            self._masks.prepare(
-                message.params.grammar, lambda outcome: self.inbox.put(Prepared(message, rows, outcome))
-            )
-            return
+        grammar = message.params.grammar
+        if grammar is not None and message.sequence not in self._masks:
+            start = self._masks.known(grammar)
+            if start is None:
+                # It joins those that wait once its first mask is there: no step ever waits for a grammar to be read.
+                self._masks.prepare(grammar, lambda outcome: self.inbox.put(Prepared(message, rows, outcome)))
+                return
+            self._masks.begin(message.sequence, start)
         try:
             self._scheduler.add(
                 Sequence(message.sequence, list(message.tokens), message.params, message.adapter, rows, message.salt)

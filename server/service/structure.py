@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import threading
+from collections import OrderedDict
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -36,6 +37,9 @@ JSON_OPTIONS = {"whitespace_pattern": "( |\\n {0,32})", "whitespace_flexible": T
 
 A keyword that is not enforced is an error.
 """
+
+REMEMBERED = 64
+"""Structures that are kept as they were read, the latest used: requests come with the same ones again and again."""
 
 MAX_SHOWN = 300
 """Characters of a reason."""
@@ -117,11 +121,12 @@ def _choices(source: str) -> str:
 
 
 class StructureReader:
-    """Reads structures one at a time, on a thread of its own, each within `seconds`."""
+    """Reads structures one at a time, on a thread of its own, each within `seconds`. Those that come again it knows."""
 
     def __init__(self, read: Callable[[Structure], str] = engine_grammar, seconds: float = SECONDS) -> None:
         self._read = read
         self._seconds = seconds
+        self._known: OrderedDict[tuple[str, str], str] = OrderedDict()
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="structure")
 
     async def read(self, structure: Structure) -> str:
@@ -130,6 +135,16 @@ class StructureReader:
         Raises InvalidRequest, naming `structure.param`, for what is too large, malformed, not supported or too much
         work, and Overloaded where its turn does not come.
         """
+        key = structure.kind, structure.source
+        grammar = self._known.pop(key, None)
+        if grammar is None:
+            grammar = await self._fresh(structure)
+        self._known[key] = grammar
+        if len(self._known) > REMEMBERED:
+            self._known.popitem(last=False)
+        return grammar
+
+    async def _fresh(self, structure: Structure) -> str:
         begun = threading.Event()
 
         def work() -> str:

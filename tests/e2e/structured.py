@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -149,9 +150,10 @@ def _ask(server: RunningServer, number: int) -> Answered:
 
 
 def _fault(text: str, schema: dict[str, Any]) -> str:
-    """Return what is wrong with a text, as the jsonschema library sees it."""
+    """Return what is wrong with a text, as the jsonschema library sees it: in decimals, where 0.58 is 58 times 0.01."""
+    schema = json.loads(json.dumps(schema), parse_float=Decimal)
     try:
-        value = json.loads(text)
+        value = json.loads(text, parse_float=Decimal)
     except ValueError as error:
         return f"{error}: {text!r}"
     checker = Draft202012Validator(schema, format_checker=Draft202012Validator.FORMAT_CHECKER)

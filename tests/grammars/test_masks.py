@@ -143,11 +143,15 @@ def test_a_grammar_that_comes_again_starts_again() -> None:
     """Also after so many others that it was read anew."""
     kept, written = masks(), grammar("regex", "(?s:ab?)")
     begins = {token for token, word in words().items() if word in (b"a", b"ab")}
+    assert kept.known(written) is None
     for sequence in range(3):
         assert start(kept, sequence, written) is None
+        at_once = kept.known(written)
+        assert at_once is not None
+        assert allowed(at_once.mask) == begins
         assert allowed(kept.take([sequence])[sequence]) == begins
         kept.advance({sequence: ord("a")})
-        for other in range(20 * sequence):
+        for other in range(70 * sequence):
             assert start(kept, 100 + other, grammar("choice", [str(other)])) is None
     after = kept.take(range(3))
     assert [allowed(after[sequence]) for sequence in range(3)] == [{ord("b"), *EOS}] * 3

@@ -203,6 +203,27 @@ def test_taken(schema: dict[str, Any]) -> None:
     assert start(masks(), 1, grammar("json_schema", schema)) is None
 
 
+async def test_what_comes_again_is_not_read_again() -> None:
+    """The field that asked is no part of what was asked."""
+    asked: list[str] = []
+
+    def read(structure: Structure) -> str:
+        asked.append(structure.source)
+        return f"{structure.kind} {structure.source}"
+
+    reader = StructureReader(read)
+    sources = [str(number) for number in range(60)]
+    for param in ("one", "two"):
+        for source in sources:
+            assert await reader.read(Structure("regex", source, param)) == f"regex {source}"
+    assert asked == sources
+    assert await reader.read(Structure("grammar", "1", "one")) == "grammar 1"
+    for number in range(100, 200):
+        await reader.read(Structure("regex", str(number), "one"))
+    await reader.read(Structure("regex", "1", "one"))
+    assert asked.count("1") == 3  # once as a grammar, and again once others had taken its place
+
+
 async def test_who_takes_too_long_is_told_so_and_who_waits_for_them_may_come_again() -> None:
     release = threading.Event()
 

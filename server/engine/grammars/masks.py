@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -21,7 +22,7 @@ Mask = NDArray[np.uint8]
 """One bit a token, the lowest bit of the first byte first, in whole words of 32: 1 is allowed."""
 
 
-REMEMBERED = 16
+REMEMBERED = 64
 """Grammars that are kept as they were read, the latest used: requests come with the same ones again and again."""
 
 
@@ -37,8 +38,9 @@ class Masks:
     """Keeps one matcher for each sequence that has a grammar, and the mask of its next token.
 
     `prepare` reads a grammar on a thread; its `done` is called there. All else belongs to the thread that runs the
-    engine: `begin` with what was prepared, then for every token `take` before it is drawn and `advance` after, which
-    only starts the work that the next `take` waits for. A preempted sequence keeps its mask until it draws again.
+    engine: `begin` with what was prepared, or `known`, then for every token `take` before it is drawn and `advance`
+    after, which only starts the work that the next `take` waits for. A preempted sequence keeps its mask until it draws
+    again.
     `read_vocabulary` is called once, for the first grammar.
     """
 
@@ -49,7 +51,8 @@ class Masks:
         self._masker = ThreadPoolExecutor(1, thread_name_prefix="masks")
         self._vocabulary: llguidance.LLTokenizer | None = None
         self._executor: llguidance.LLExecutor | None = None
-        self._known: OrderedDict[str, Start] = OrderedDict()  # the builder's
+        self._known: OrderedDict[str, Start] = OrderedDict()  # used under the lock
+        self._lock = threading.Lock()
         self._held: dict[int, Start | WaybillError] = {}
         self._under_way: tuple[list[int], Future[list[Start | WaybillError]]] | None = None
 
@@ -62,6 +65,15 @@ class Masks:
     def prepare(self, grammar: str, done: Callable[[Start | WaybillError], None]) -> None:
         """Read a grammar and find its first mask, then call `done` from that thread: InvalidRequest if it is bad."""
         self._builder.submit(self._prepare, grammar, done)
+
+    def known(self, grammar: str) -> Start | None:
+        """Return the start of a grammar that was read before, without waiting; None where it must be prepared."""
+        with self._lock:
+            known = self._known.get(grammar)
+            if known is None:
+                return None
+            self._known.move_to_end(grammar)
+        return Start(known.matcher.deep_copy(), known.mask)  # so that two sequences never share a matcher
 
     def begin(self, sequence: int, start: Start) -> None:
         """Take in a sequence whose grammar is ready."""
@@ -107,12 +119,14 @@ class Masks:
             done(_fault(error))
 
     def _start(self, grammar: str) -> Start:
-        """Return a copy of what was read once, so that two sequences never share a matcher."""
-        known = self._known.pop(grammar, None) or self._read(grammar)
-        self._known[grammar] = known
-        if len(self._known) > REMEMBERED:
-            self._known.popitem(last=False)
-        return Start(known.matcher.deep_copy(), known.mask)
+        if (known := self.known(grammar)) is not None:  # another sequence brought it meanwhile
+            return known
+        fresh = self._read(grammar)
+        with self._lock:
+            self._known[grammar] = fresh
+            if len(self._known) > REMEMBERED:
+                self._known.popitem(last=False)
+        return Start(fresh.matcher.deep_copy(), fresh.mask)
 
     def _read(self, grammar: str) -> Start:
         library = load_llguidance()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
@@ -23,18 +23,13 @@ class Masking:
         eights = np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1, bitorder="little")
         self._eights = torch.from_numpy(eights).view(torch.int64)[:, 0].to(device)  # [256]
 
-    def applied(
-        self, logits: Tensor, adjusted: Mapping[int, Tensor], masks: Mapping[int, Mask], at_once: int
-    ) -> Iterator[tuple[list[int], Tensor]]:
-        """Yield rows of `logits` [rows, vocab], those in `adjusted` in their place, with -inf for what is forbidden.
+    def applied(self, logits: Tensor, adjusted: Mapping[int, Tensor], masks: Mapping[int, Mask]) -> Tensor:
+        """Return the rows of `masks` [masks, vocab], which is not empty, with -inf for what is forbidden.
 
-        Each row of `masks` comes once, `at_once` of them together, as [some, vocab] float32.
+        They are rows of `logits` [rows, vocab], or those in `adjusted` in their place.
         """
-        every = sorted(masks)
-        for start in range(0, len(every), at_once):
-            rows = every[start : start + at_once]
-            allowed = self._spread(np.stack([masks[row] for row in rows]))
-            yield rows, torch.where(allowed, _scores(logits, adjusted, rows), -torch.inf)
+        allowed = self._spread(np.stack(list(masks.values())))
+        return torch.where(allowed, _scores(logits, adjusted, list(masks)), -torch.inf)
 
     def _spread(self, packed: Mask) -> Tensor:
         """Return [rows, vocab] bool, from [rows, bytes]."""
@@ -44,6 +39,6 @@ class Masking:
 
 def _scores(logits: Tensor, adjusted: Mapping[int, Tensor], rows: Sequence[int]) -> Tensor:
     """Return these rows [some, vocab], without a copy where they stand together in `logits` as they are."""
-    if rows[-1] - rows[0] == len(rows) - 1 and adjusted.keys().isdisjoint(rows):
-        return logits[rows[0] : rows[-1] + 1]
+    if list(rows) == list(range(rows[0], rows[0] + len(rows))) and adjusted.keys().isdisjoint(rows):
+        return logits[rows[0] : rows[0] + len(rows)]
     return torch.stack([adjusted.get(row, logits[row]) for row in rows])

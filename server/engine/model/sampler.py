@@ -15,6 +15,7 @@ from torch import Tensor
 from server.core import SamplingParams
 from server.engine.grammars.masks import Mask
 from server.engine.model.filters import filters, survivors
+from server.engine.model.likeliest import likeliest
 from server.engine.model.logprobs import LogProbs, rows_at_once
 from server.engine.model.masking import Masking
 from server.engine.model.penalties import Penalties, penalises
@@ -73,9 +74,10 @@ class Sampler:
         `logits` is left as it is. Ties go to the lowest id. `masks`, by row, say which tokens may be drawn, each at
         least one; they come last, so that nothing brings back what they forbid.
         """
-        peaks, likeliest = logits.max(dim=-1)
-        finite = (peaks.isfinite() & logits.amin(dim=-1).isfinite()).tolist()
-        tokens: list[int] = likeliest.tolist()
+        masks = masks or {}
+        finite = (logits.amax(dim=-1).isfinite() & logits.amin(dim=-1).isfinite()).tolist()
+        bare = any(r.params.temperature == 0 and row not in masks for row, r in enumerate(requests))
+        tokens: list[int] = likeliest(logits).tolist() if bare else [0] * len(requests)
         adjusted = {
             row: self._adjust(logits[row], request)
             for row, request in enumerate(requests)
@@ -84,9 +86,10 @@ class Sampler:
         for row, scores in adjusted.items():
             if requests[row].params.temperature == 0:
                 tokens[row] = int(scores.max(dim=-1).indices)
-        for rows, masked in self._masking.applied(logits, adjusted, masks or {}, self._chunk_rows):
-            adjusted.update(zip(rows, masked, strict=True))
-            for row, token in zip(rows, masked.max(dim=-1).indices.tolist(), strict=True):
+        if masks:
+            masked = self._masking.applied(logits, adjusted, masks)
+            adjusted.update(zip(masks, masked, strict=True))
+            for row, token in zip(masks, likeliest(masked).tolist(), strict=True):
                 tokens[row] = token
         sampled = [row for row, r in enumerate(requests) if finite[row] and r.params.temperature != 0]
         for rows in self._chunks(sampled, requests):
