@@ -17,6 +17,7 @@ PROMPT = 64
 """Tokens of a prompt, where a workload does not say otherwise."""
 
 WARM_TOKENS = 8
+WARM_REQUESTS = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,11 +124,11 @@ class Bench:
     def measure(self, server: Server, asks: list[Ask], clients: int, warm: list[Ask] | None = None) -> Turn:
         """Let closed-loop clients work through `asks` while everybody else is paused.
 
-        Before the clock starts `warm` is sent, by default a short request from each client, so that no turn pays for
-        having been paused.
+        Before the clock starts `warm` is sent, by default a short request from each of a few clients, so that no turn
+        pays for having been paused.
         """
         if warm is None:
-            fresh = self.prompts(min(clients, len(asks)), PROMPT, "warm", self._turns)
+            fresh = self.prompts(min(clients, len(asks), WARM_REQUESTS), PROMPT, "warm", self._turns)
             warm = [Ask(prompt, WARM_TOKENS) for prompt in fresh]
         self._turns += 1
         with server.awake():

@@ -12,7 +12,6 @@ AIMS = {32: 1.35, 128: 1.5, 1024: 3.0}
 """The ratio that is aimed at, by the number of virtual tokens."""
 
 REPEATS = {32: 5, 128: 5, 1024: 3}
-ROUNDS = {32: 2, 128: 2, 1024: 1}
 CLIENTS = 32
 ADAPTERS = 16
 
@@ -23,8 +22,7 @@ def run(bench: Bench) -> Findings:
     found = Findings()
     for virtual_tokens, aim in AIMS.items():
         soft = Soft(bench, virtual_tokens)
-        rounds = 1 if bench.options.quick else ROUNDS[virtual_tokens]
-        sides = [soft.side(server, rounds) for server in (ours, vllm)]
+        sides = [soft.side(server) for server in (ours, vllm)]
         found.comparisons.append(bench.compare(soft.name, *sides, repeats=REPEATS[virtual_tokens], target=aim))
     return found
 
@@ -39,10 +37,10 @@ class Soft:
         self._recipes = [Recipe(f"soft-{virtual_tokens}-{i}", virtual_tokens, i) for i in range(ADAPTERS)]
         bench.workshop.publish(bench.store, self._recipes)
 
-    def side(self, server: Server, rounds: int) -> Side:
-        """Return one side of a comparison, in which each client asks `rounds` times."""
+    def side(self, server: Server) -> Side:
+        """Return one side of a comparison, in which each client asks once."""
         warm = [Ask(ask.prompt, WARM_TOKENS, ask.adapter, ask.embeddings) for ask in self._asks(ADAPTERS, -1)]
-        return self._bench.side(server, lambda turn: self._asks(CLIENTS * rounds, turn), CLIENTS, warm=warm)
+        return self._bench.side(server, lambda turn: self._asks(CLIENTS, turn), CLIENTS, warm=warm)
 
     def _asks(self, count: int, turn: int) -> list[Ask]:
         """Return requests in both servers' terms."""

@@ -11,7 +11,6 @@ from server.core import AdapterKind
 
 AIM = 0.5
 CLIENTS = 32
-ROUNDS = 2
 CARTRIDGE = Recipe("cartridge", 4096, 1, AdapterKind.CARTRIDGE)
 
 LONG_PROMPT = 1024
@@ -34,16 +33,15 @@ def run(bench: Bench) -> Findings:
 
 def _cartridge(bench: Bench) -> Findings:
     """A server of its own, so that the only prefix in its memory is the cartridge."""
-    count = CLIENTS * (1 if bench.options.quick else ROUNDS)
     store = bench.folder / "cartridge"
     bench.said("making a cartridge")
     bench.workshop.publish(store, [CARTRIDGE])
 
     def shared(turn: int) -> list[Ask]:
-        return [Ask(prompt, adapter=CARTRIDGE.name) for prompt in bench.prompts(count, PROMPT, "cartridge", turn)]
+        return [Ask(prompt, adapter=CARTRIDGE.name) for prompt in bench.prompts(CLIENTS, PROMPT, "cartridge", turn)]
 
     def bare(turn: int) -> list[Ask]:
-        return [Ask(prompt) for prompt in bench.prompts(count, PROMPT, "cartridge bare", turn)]
+        return [Ask(prompt) for prompt in bench.prompts(CLIENTS, PROMPT, "cartridge bare", turn)]
 
     with bench.own(store) as server:
         warm = [Ask(prompt, WARM_TOKENS, CARTRIDGE.name) for prompt in bench.prompts(CLIENTS, PROMPT, "warm cartridge")]

@@ -10,7 +10,6 @@ from server.core import AdapterKind
 
 AIM = 0.95
 CLIENTS = 64
-ROUNDS = 2
 SHORTEST, LONGEST = 16, 32
 """Virtual tokens of the adapters."""
 
@@ -22,14 +21,13 @@ def run(bench: Bench) -> Findings:
     lengths = range(SHORTEST, LONGEST + 1)
     recipes = [Recipe(f"mix-{i}", lengths[i % len(lengths)], i, kinds[i % len(kinds)]) for i in range(CLIENTS)]
     bench.workshop.publish(bench.store, recipes)
-    count = CLIENTS * (1 if bench.options.quick else ROUNDS)
 
     def mixed(turn: int) -> list[Ask]:
-        prompts = bench.prompts(count, PROMPT, "mix", turn)
+        prompts = bench.prompts(CLIENTS, PROMPT, "mix", turn)
         return [Ask(prompt, adapter=recipes[i % len(recipes)].name) for i, prompt in enumerate(prompts)]
 
     def bare(turn: int) -> list[Ask]:
-        return [Ask(prompt) for prompt in bench.prompts(count, PROMPT, "mix bare", turn)]
+        return [Ask(prompt) for prompt in bench.prompts(CLIENTS, PROMPT, "mix bare", turn)]
 
     prompts = bench.prompts(CLIENTS, PROMPT, "mix warm")
     warm = [Ask(prompt, WARM_TOKENS, recipe.name) for prompt, recipe in zip(prompts, recipes, strict=True)]

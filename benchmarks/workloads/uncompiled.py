@@ -26,6 +26,6 @@ def run(bench: Bench) -> Findings:
 
             sides = [bench.side(server, asks, clients) for server in (ours, vllm)]
             found.comparisons.append(bench.compare(f"{clients} client{'s' if clients > 1 else ''}", *sides, repeats=2))
-        sides = [soft.side(server, rounds=1) for server in (ours, vllm)]
+        sides = [soft.side(server) for server in (ours, vllm)]
         found.comparisons.append(bench.compare(soft.name, *sides, repeats=2))
     return found

@@ -26,7 +26,7 @@ class Heads:
 
     def options(self) -> dict[str, Any]:
         s_aux = torch.linspace(-1, 2, self.num_heads) if self.sinks else None
-        return {"scaling": 0.3, "sliding_window": self.window, "softcap": self.softcap, "s_aux": s_aux}
+        return {"scaling": self.head_dim**-0.5, "sliding_window": self.window, "softcap": self.softcap, "s_aux": s_aux}
 
 
 @dataclass(frozen=True)

@@ -131,35 +131,48 @@ void write_kv(const AttentionPlan& plan, const KVMemory& memory, int layer, int 
 }
 
 // ------------------------------------------------------------------------------------------------------ small products
+// Keys and values come from memory, one block after another at addresses that a processor does not foresee: while a few
+// queries meet a block, the one at `next` is fetched. Many queries take longer than their next block does, and have no
+// `next`.
+template <bool kFetch, class T>
+inline void fetch(const T* p) { if constexpr (kFetch) __builtin_prefetch(p, 0, 3); }
+
+constexpr int kFetchQueries = 12;
+
 // Scores of R queries [R][padded] against a block of 32 keys.
-template <int R>
-inline void scores_of(const bf16* q, const bf16* keys, int padded, float* out) {
+template <int R, bool kFetch>
+inline void scores_of(const bf16* q, const bf16* keys, const bf16* next, int padded, float* out) {
 #if defined(__AVX512BF16__)
-  __m512 sum[R][2];
-  for (int r = 0; r < R; r++) sum[r][0] = sum[r][1] = _mm512_setzero_ps();
+  __m512 near[R], far[R];
+  for (int r = 0; r < R; r++) near[r] = far[r] = _mm512_setzero_ps();
   const size_t tile = static_cast<size_t>(padded) * kTile;
   for (int p = 0; p < padded / 2; p++) {
-    const __m512bh near = (__m512bh)_mm512_loadu_si512(keys + static_cast<size_t>(p) * 2 * kTile);
-    const __m512bh far = (__m512bh)_mm512_loadu_si512(keys + tile + static_cast<size_t>(p) * 2 * kTile);
+    const __m512bh these = (__m512bh)_mm512_loadu_si512(keys + static_cast<size_t>(p) * 2 * kTile);
+    const __m512bh those = (__m512bh)_mm512_loadu_si512(keys + tile + static_cast<size_t>(p) * 2 * kTile);
+    fetch<kFetch>(next + static_cast<size_t>(p) * 2 * kTile);
+    fetch<kFetch>(next + tile + static_cast<size_t>(p) * 2 * kTile);
+#pragma GCC unroll 8
     for (int r = 0; r < R; r++) {
       int32_t pair;
       std::memcpy(&pair, q + static_cast<size_t>(r) * padded + 2 * p, sizeof pair);
       const __m512bh both = (__m512bh)_mm512_set1_epi32(pair);
-      sum[r][0] = _mm512_dpbf16_ps(sum[r][0], near, both);
-      sum[r][1] = _mm512_dpbf16_ps(sum[r][1], far, both);
+      near[r] = _mm512_dpbf16_ps(near[r], these, both);
+      far[r] = _mm512_dpbf16_ps(far[r], those, both);
     }
   }
+#pragma GCC unroll 8
   for (int r = 0; r < R; r++) {
-    _mm512_storeu_ps(out + r * kGroup, sum[r][0]);
-    _mm512_storeu_ps(out + r * kGroup + kTile, sum[r][1]);
+    _mm512_storeu_ps(out + r * kGroup, near[r]);
+    _mm512_storeu_ps(out + r * kGroup + kTile, far[r]);
   }
 #else
-  for (int t = 0; t < 2; t++, keys += static_cast<size_t>(padded) * kTile) {
+  for (int t = 0; t < 2; t++, keys += static_cast<size_t>(padded) * kTile, next += static_cast<size_t>(padded) * kTile) {
     f32x16 sum[R];
     for (int r = 0; r < R; r++) sum[r] = f32x16{};
     for (int p = 0; p < padded / 2; p++) {
       f32x16 even, odd;
       load_pairs(keys + static_cast<size_t>(p) * 2 * kTile, even, odd);
+      fetch<kFetch>(next + static_cast<size_t>(p) * 2 * kTile);
       for (int r = 0; r < R; r++) {
         const bf16* at = q + static_cast<size_t>(r) * padded + 2 * p;
         sum[r] = sum[r] + broadcast(to_float(at[0])) * even + broadcast(to_float(at[1])) * odd;
@@ -170,28 +183,37 @@ inline void scores_of(const bf16* q, const bf16* keys, int padded, float* out) {
 #endif
 }
 
-template <int R>
-inline void scores_of(const float* q, const float* keys, int padded, float* out) {
-  for (int t = 0; t < 2; t++, keys += static_cast<size_t>(padded) * kTile) {
-    f32x16 sum[R];
-    for (int r = 0; r < R; r++) sum[r] = f32x16{};
-    for (int d = 0; d < padded; d++) {
-      const f32x16 key = load(keys + static_cast<size_t>(d) * kTile);
-      for (int r = 0; r < R; r++) sum[r] = sum[r] + broadcast(q[static_cast<size_t>(r) * padded + d]) * key;
+// Sums 32 products at a time before it adds them up, as linear layers do.
+template <int R, bool kFetch>
+inline void scores_of(const float* q, const float* keys, const float* next, int padded, float* out) {
+  for (int t = 0; t < 2; t++, keys += static_cast<size_t>(padded) * kTile, next += static_cast<size_t>(padded) * kTile) {
+    f32x16 total[R];
+    for (int r = 0; r < R; r++) total[r] = f32x16{};
+    for (int part = 0; part < padded; part += 32) {
+      f32x16 sum[R];
+      for (int r = 0; r < R; r++) sum[r] = f32x16{};
+      for (int d = part; d < part + 32; d++) {
+        const f32x16 key = load(keys + static_cast<size_t>(d) * kTile);
+        fetch<kFetch>(next + static_cast<size_t>(d) * kTile);
+        for (int r = 0; r < R; r++) sum[r] = sum[r] + broadcast(q[static_cast<size_t>(r) * padded + d]) * key;
+      }
+      for (int r = 0; r < R; r++) total[r] = total[r] + sum[r];
     }
-    for (int r = 0; r < R; r++) store(out + r * kGroup + t * kTile, sum[r]);
+    for (int r = 0; r < R; r++) store(out + r * kGroup + t * kTile, total[r]);
   }
 }
 
 // Adds the weighted values of a block of 32 keys to R rows of results [R][padded], in N vectors of dimensions from `d` on.
 // `weights` are [R][kGroup], of the values' type.
-template <int R, int N>
-inline void add_values(const bf16* weights, const bf16* values, int padded, int d, float* out) {
+template <int R, int N, bool kFetch>
+inline void add_values(const bf16* weights, const bf16* values, const bf16* next, int padded, int d, float* out) {
   f32x16 sum[R][N];
   for (int r = 0; r < R; r++)
     for (int n = 0; n < N; n++) sum[r][n] = load(out + static_cast<size_t>(r) * padded + d + n * 16);
   for (int p = 0; p < kBlock / 2; p++) {
-    const bf16* pair = values + (static_cast<size_t>(p) * padded + d) * 2;
+    const size_t place = (static_cast<size_t>(p) * padded + d) * 2;
+    const bf16* pair = values + place;
+    for (int n = 0; n < N; n++) fetch<kFetch>(next + place + n * 32);
 #if defined(__AVX512BF16__)
     __m512bh value[N];
     for (int n = 0; n < N; n++) value[n] = (__m512bh)_mm512_loadu_si512(pair + n * 32);
@@ -214,59 +236,79 @@ inline void add_values(const bf16* weights, const bf16* values, int padded, int 
     for (int n = 0; n < N; n++) store(out + static_cast<size_t>(r) * padded + d + n * 16, sum[r][n]);
 }
 
-template <int R, int N>
-inline void add_values(const float* weights, const float* values, int padded, int d, float* out) {
+template <int R, int N, bool kFetch>
+inline void add_values(const float* weights, const float* values, const float* next, int padded, int d, float* out) {
   f32x16 sum[R][N];
   for (int r = 0; r < R; r++)
     for (int n = 0; n < N; n++) sum[r][n] = load(out + static_cast<size_t>(r) * padded + d + n * 16);
   for (int k = 0; k < kBlock; k++)
     for (int n = 0; n < N; n++) {
-      const f32x16 value = load(values + static_cast<size_t>(k) * padded + d + n * 16);
+      const size_t place = static_cast<size_t>(k) * padded + d + n * 16;
+      const f32x16 value = load(values + place);
+      fetch<kFetch>(next + place);
       for (int r = 0; r < R; r++) sum[r][n] = sum[r][n] + broadcast(weights[r * kGroup + k]) * value;
     }
   for (int r = 0; r < R; r++)
     for (int n = 0; n < N; n++) store(out + static_cast<size_t>(r) * padded + d + n * 16, sum[r][n]);
 }
 
+#if defined(__AVX512BF16__)
+constexpr int kScoreRows = 8;                      // times 2 tiles of keys: 16 of 32 registers hold results
+#else
+constexpr int kScoreRows = 4;
+#endif
 #if defined(__AVX512F__)
 constexpr int kQueryRows = 4, kValueVectors = 4;   // 16 of 32 registers hold results
 #else
 constexpr int kQueryRows = 2, kValueVectors = 1;   // a vector of 16 floats takes two registers of 16, or four
 #endif
 
-template <class T, int R = kQueryRows>
-inline void scores_rows(int rows, const T* q, const T* keys, int padded, float* out) {
+template <bool kFetch, class T, int R = kScoreRows>
+inline void scores_rows(int rows, const T* q, const T* keys, const T* next, int padded, float* out) {
   if constexpr (R > 0) {
-    if (rows == R) scores_of<R>(q, keys, padded, out);
-    else scores_rows<T, R - 1>(rows, q, keys, padded, out);
+    if (rows == R) scores_of<R, kFetch>(q, keys, next, padded, out);
+    else scores_rows<kFetch, T, R - 1>(rows, q, keys, next, padded, out);
   }
 }
 
-template <class T, int R = kQueryRows>
-inline void values_rows(int rows, const T* weights, const T* values, int padded, float* out) {
+template <bool kFetch, class T, int R = kQueryRows>
+inline void values_rows(int rows, const T* weights, const T* values, const T* next, int padded, float* out) {
   if constexpr (R > 0) {
-    if (rows != R) return values_rows<T, R - 1>(rows, weights, values, padded, out);
+    if (rows != R) return values_rows<kFetch, T, R - 1>(rows, weights, values, next, padded, out);
     int d = 0;
-    for (; d + 16 * kValueVectors <= padded; d += 16 * kValueVectors) add_values<R, kValueVectors>(weights, values, padded, d, out);
-    for (; d < padded; d += 16) add_values<R, 1>(weights, values, padded, d, out);
+    for (; d + 16 * kValueVectors <= padded; d += 16 * kValueVectors) add_values<R, kValueVectors, kFetch>(weights, values, next, padded, d, out);
+    for (; d < padded; d += 16) add_values<R, 1, kFetch>(weights, values, next, padded, d, out);
   }
 }
 
-// Blocks of a segment: `block(j)` is the part of the block that holds its j-th group of 32 keys.
+// Blocks of a segment: `block(j)` is the part of the block that holds its j-th group of 32 keys, also for the j after the
+// last, which may be any that comes next.
 template <class T, class BlockOf>
 void all_scores(int rows, const T* q, int padded, int from, int to, BlockOf&& block, float* scores) {
-  for (int j = from; j < to; j++)
-    for (int r = 0; r < rows; r += kQueryRows)
-      scores_rows<T>(std::min(kQueryRows, rows - r), q + static_cast<size_t>(r) * padded, block(j), padded,
-                     scores + static_cast<size_t>(r) * kGroup + j * kBlock);
+  for (int j = from; j < to; j++) {
+    const T *keys = block(j), *next = rows <= kFetchQueries ? block(j + 1) : nullptr;
+    for (int r = 0; r < rows; r += kScoreRows) {
+      const int count = std::min(kScoreRows, rows - r);
+      const T* these = q + static_cast<size_t>(r) * padded;
+      float* out = scores + static_cast<size_t>(r) * kGroup + j * kBlock;
+      if (next != nullptr && r == 0) scores_rows<true, T>(count, these, keys, next, padded, out);
+      else scores_rows<false, T>(count, these, keys, nullptr, padded, out);
+    }
+  }
 }
 
 template <class T, class BlockOf>
 void all_values(int rows, const T* weights, int padded, int from, int to, BlockOf&& block, float* results) {
-  for (int j = from; j < to; j++)
-    for (int r = 0; r < rows; r += kQueryRows)
-      values_rows<T>(std::min(kQueryRows, rows - r), weights + static_cast<size_t>(r) * kGroup + j * kBlock, block(j), padded,
-                     results + static_cast<size_t>(r) * padded);
+  for (int j = from; j < to; j++) {
+    const T *values = block(j), *next = rows <= kFetchQueries ? block(j + 1) : nullptr;
+    for (int r = 0; r < rows; r += kQueryRows) {
+      const int count = std::min(kQueryRows, rows - r);
+      const T* these = weights + static_cast<size_t>(r) * kGroup + j * kBlock;
+      float* out = results + static_cast<size_t>(r) * padded;
+      if (next != nullptr && r == 0) values_rows<true, T>(count, these, values, next, padded, out);
+      else values_rows<false, T>(count, these, values, nullptr, padded, out);
+    }
+  }
 }
 
 #if defined(__AMX_BF16__)
@@ -424,10 +466,11 @@ inline void soften(Queries<T>& q, int r, int keys, int from, int to, const Layer
   q.peak[r] = peak;
 }
 
-// Rows [row0, row0 + rows) attend to a segment of `length` keys, of which key j has position `base + j`.
+// Rows [row0, row0 + rows) attend to a segment of `length` keys, of which key j has position `base + j`. `then` is a block of
+// what is computed next.
 template <class T>
 void attend_segment(Queries<T>& q, int row0, int rows, const KVMemory& memory, int layer, int head, const int32_t* blocks,
-                    int length, int base, const LayerAttention& settings) {
+                    int length, int base, int then, const LayerAttention& settings) {
   int first = length, last = 0;   // keys that any of the rows sees
   for (int r = row0; r < row0 + rows; r++) {
     const int to = std::min(length, q.position[r] + 1 - base);
@@ -438,16 +481,17 @@ void attend_segment(Queries<T>& q, int row0, int rows, const KVMemory& memory, i
   const size_t row_q = static_cast<size_t>(row0) * q.padded, row_s = static_cast<size_t>(row0) * kGroup;
   for (int key = first / kGroup * kGroup; key < last; key += kGroup) {
     const int32_t* table = blocks + key / kBlock;
-    const int count = std::min(kGroup / kBlock, (last - key + kBlock - 1) / kBlock);
-    const int skip = first > key ? (first - key) / kBlock : 0;   // blocks that lie before every window
-    all_scores(rows, q.q + row_q, q.padded, skip, count, [&](int j) { return memory.keys<T>(layer, table[j], head); },
+        const int skip = first > key ? (first - key) / kBlock : 0;   // blocks that lie before every window
+    const int left = (last - key + kBlock - 1) / kBlock, count = std::min(kGroup / kBlock, left);
+    const auto at = [&](int j) { return j < left ? table[j] : then; };
+    all_scores(rows, q.q + row_q, q.padded, skip, count, [&](int j) { return memory.keys<T>(layer, at(j), head); },
                q.scores + row_s);
     for (int r = row0; r < row0 + rows; r++) {
       for (int j = 0; j < skip * kBlock; j += 16) store(q.scores + static_cast<size_t>(r) * kGroup + j, f32x16{});
       const int from = settings.window > 0 ? q.position[r] + 1 - settings.window - base - key : 0;
       soften(q, r, count * kBlock, from, std::min(length, q.position[r] + 1 - base) - key, settings);
     }
-    all_values(rows, q.weights + row_s, q.padded, skip, count, [&](int j) { return memory.values<T>(layer, table[j], head); },
+    all_values(rows, q.weights + row_s, q.padded, skip, count, [&](int j) { return memory.values<T>(layer, at(j), head); },
                q.results + row_q);
   }
 }
@@ -490,13 +534,14 @@ void attend_item(const AttentionPlan& plan, const KVMemory& memory, int layer, c
   std::fill(queries.results, queries.results + static_cast<size_t>(r) * memory.padded, 0.f);
   const PlanRow& shared = plan.row(plan.run(item.run0).row);
   if (shared.prefix_len > 0)
-    attend_segment(queries, 0, r, memory, layer, item.kv_head, shared.prefix_blocks, shared.prefix_len, 0, settings);
+    attend_segment(queries, 0, r, memory, layer, item.kv_head, shared.prefix_blocks, shared.prefix_len, 0, shared.blocks[0], settings);
   r = 0;
   for (int i = 0; i < item.runs; i++) {
     const auto& run = plan.run(item.run0 + i);
     const PlanRow& row = plan.row(run.row);
+    const int then = plan.row(plan.run(item.run0 + std::min(i + 1, item.runs - 1)).row).blocks[0];
     attend_segment(queries, r, run.count * group, memory, layer, item.kv_head, row.blocks, row.start + run.first + run.count,
-                   row.prefix_len, settings);
+                   row.prefix_len, then, settings);
     const int token0 = row.offset + run.first;
     for (int t = token0; t < token0 + run.count; t++)
       for (int g = 0; g < group; g++, r++) finish(queries, r, settings, head0 + g, d, out + t * out_stride + (head0 + g) * d);

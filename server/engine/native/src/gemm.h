@@ -23,6 +23,7 @@ constexpr int kPanel = 16;      // output columns of a panel: one vector of floa
 constexpr int kDepth = 32;      // k is padded to a multiple: one AMX tile of bf16
 constexpr int kRowBlock = 32;   // rows that a block of results holds at most
 constexpr int kColumns = 64;    // columns that a block of results holds at most
+constexpr size_t kItemBytes = 384 << 10;   // weights of a work item: every block of rows meets them in the second-level cache
 
 inline int round_up(int n, int to) { return (n + to - 1) / to * to; }
 
@@ -60,7 +61,8 @@ class Linear {
       for (int j = 0; j < k; j++) panel[place(j, i % kPanel)] = source[j];
     }
     const int pairs = panels / 2, target = 12 * threads;
-    const int large = std::max(2, pairs / target / 2 * 2), small_from = pairs - pairs / 5;
+    const int fitting = static_cast<int>(kItemBytes / (sizeof(T) * 2 * kPanel * depth_));
+    const int large = std::max(2, std::min(pairs / target, fitting) / 2 * 2), small_from = pairs - pairs / 5;
     for (int at = 0; at < pairs; at += at + large <= small_from ? large : 1) starts_.push_back(at);
     starts_.push_back(pairs);
   }
@@ -86,15 +88,31 @@ class Linear {
 // ---------------------------------------------------------------------------------------------- blocks of results
 // A block multiplies `rows` rows of activations with `panels` panels and leaves float results in out[row][kColumns].
 
+// What is fetched into the second-level cache while a block multiplies: its share of the pair of panels that comes next.
+// `step` elements of each panel for every two products, 0 where nothing is left to fetch. A block of few rows is over before
+// its weights have come from memory; in one of many rows the processor's own prefetching is enough.
+template <class T>
+struct Ahead {
+  const T* weights;
+  size_t panel_step, step;
+
+  void fetch(int panel, int pair) const { __builtin_prefetch(weights + panel * panel_step + pair * step, 0, 2); }
+};
+
+constexpr int kFetchRows = 64;   // rows of a step up to which fetching pays
+
 #if defined(__AVX512BF16__)
 template <int R, int P>
-inline void multiply_rows(const bf16* a, int lda, const bf16* w, size_t panel_step, int depth, float* out) {
+inline void multiply_rows(const bf16* a, int lda, const bf16* w, size_t panel_step, int depth, float* out, const Ahead<bf16>& ahead) {
   __m512 sum[R][P];
   for (int r = 0; r < R; r++)
     for (int p = 0; p < P; p++) sum[r][p] = _mm512_setzero_ps();
   for (int k = 0; k < depth / 2; k++) {
     __m512bh column[P];
-    for (int p = 0; p < P; p++) column[p] = (__m512bh)_mm512_loadu_si512(w + p * panel_step + static_cast<size_t>(k) * 2 * kPanel);
+    for (int p = 0; p < P; p++) {
+      column[p] = (__m512bh)_mm512_loadu_si512(w + p * panel_step + static_cast<size_t>(k) * 2 * kPanel);
+      ahead.fetch(p, k);
+    }
     for (int r = 0; r < R; r++) {
       int32_t pair;
       std::memcpy(&pair, a + static_cast<size_t>(r) * lda + 2 * k, sizeof pair);
@@ -107,13 +125,16 @@ inline void multiply_rows(const bf16* a, int lda, const bf16* w, size_t panel_st
 }
 #else
 template <int R, int P>
-inline void multiply_rows(const bf16* a, int lda, const bf16* w, size_t panel_step, int depth, float* out) {
+inline void multiply_rows(const bf16* a, int lda, const bf16* w, size_t panel_step, int depth, float* out, const Ahead<bf16>& ahead) {
   f32x16 sum[R][P];
   for (int r = 0; r < R; r++)
     for (int p = 0; p < P; p++) sum[r][p] = f32x16{};
   for (int k = 0; k < depth / 2; k++) {
     f32x16 even[P], odd[P];
-    for (int p = 0; p < P; p++) load_pairs(w + p * panel_step + static_cast<size_t>(k) * 2 * kPanel, even[p], odd[p]);
+    for (int p = 0; p < P; p++) {
+      load_pairs(w + p * panel_step + static_cast<size_t>(k) * 2 * kPanel, even[p], odd[p]);
+      ahead.fetch(p, k);
+    }
     for (int r = 0; r < R; r++) {
       const bf16* at = a + static_cast<size_t>(r) * lda + 2 * k;
       const f32x16 x = broadcast(to_float(at[0])), y = broadcast(to_float(at[1]));
@@ -127,7 +148,7 @@ inline void multiply_rows(const bf16* a, int lda, const bf16* w, size_t panel_st
 
 // Sums 32 products at a time before it adds them up: a float's rounding error then grows with the number of sums.
 template <int R, int P>
-inline void multiply_rows(const float* a, int lda, const float* w, size_t panel_step, int depth, float* out) {
+inline void multiply_rows(const float* a, int lda, const float* w, size_t panel_step, int depth, float* out, const Ahead<float>& ahead) {
   f32x16 total[R][P];
   for (int r = 0; r < R; r++)
     for (int p = 0; p < P; p++) total[r][p] = f32x16{};
@@ -137,7 +158,10 @@ inline void multiply_rows(const float* a, int lda, const float* w, size_t panel_
       for (int p = 0; p < P; p++) sum[r][p] = f32x16{};
     for (int j = k; j < k + kDepth; j++) {
       f32x16 column[P];
-      for (int p = 0; p < P; p++) column[p] = load(w + p * panel_step + static_cast<size_t>(j) * kPanel);
+      for (int p = 0; p < P; p++) {
+        column[p] = load(w + p * panel_step + static_cast<size_t>(j) * kPanel);
+        ahead.fetch(p, j);
+      }
       for (int r = 0; r < R; r++) {
         const f32x16 x = broadcast(a[static_cast<size_t>(r) * lda + j]);
         for (int p = 0; p < P; p++) sum[r][p] = sum[r][p] + x * column[p];
@@ -157,20 +181,27 @@ constexpr int kRegisterRows = 2;   // a vector of 16 floats takes two registers 
 #endif
 
 template <class T, int R = kRegisterRows>
-inline void multiply_pair(const T* a, int lda, int rows, const T* w, size_t panel_step, int depth, float* out) {
+inline void multiply_pair(const T* a, int lda, int rows, const T* w, size_t panel_step, int depth, float* out, const Ahead<T>& ahead) {
   if constexpr (R > 0) {
-    if (rows == R) multiply_rows<R, 2>(a, lda, w, panel_step, depth, out);
-    else multiply_pair<T, R - 1>(a, lda, rows, w, panel_step, depth, out);
+    if (rows == R) multiply_rows<R, 2>(a, lda, w, panel_step, depth, out, ahead);
+    else multiply_pair<T, R - 1>(a, lda, rows, w, panel_step, depth, out, ahead);
   }
 }
 
-// `between` is called a few times for every block: work that fits into the gaps of this one. Without tiles there are none.
+// With `fetches`, the panels that follow are fetched. `between` is called a few times for every block: work that fits into
+// the gaps of this one. Without tiles there are none.
 template <class T, class Between>
-inline void multiply_block(const T* a, int lda, int rows, const T* w, size_t panel_step, int panels, int depth, float* out, Between&&) {
+inline void multiply_block(const T* a, int lda, int rows, const T* w, size_t panel_step, int panels, int depth, float* out,
+                           bool fetches, Between&&) {
+  const size_t turns = (rows + kRegisterRows - 1) / kRegisterRows, share = fetches ? panel_step / turns : 0;
+  const size_t step = share / (sizeof(T) == 2 ? depth / 2 : depth);
   for (int p = 0; p < panels; p += 2)
-    for (int r = 0; r < rows; r += kRegisterRows)
-      multiply_pair<T>(a + static_cast<size_t>(r) * lda, lda, std::min(kRegisterRows, rows - r), w + p * panel_step,
-                       panel_step, depth, out + r * kColumns + p * kPanel);
+    for (int r = 0; r < rows; r += kRegisterRows) {
+      const T* pair = w + p * panel_step;
+      const Ahead<T> ahead{fetches ? pair + 2 * panel_step + r / kRegisterRows * share : pair, panel_step, step};
+      multiply_pair<T>(a + static_cast<size_t>(r) * lda, lda, std::min(kRegisterRows, rows - r), pair, panel_step, depth,
+                       out + r * kColumns + p * kPanel, ahead);
+    }
 }
 
 #if defined(__AMX_BF16__)
@@ -241,7 +272,8 @@ inline void tiles_1x2(const bf16* a, int lda, const bf16* w, size_t panel_step, 
 }
 
 template <class Between>
-inline void multiply_block(const bf16* a, int lda, int rows, const bf16* w, size_t panel_step, int panels, int depth, float* out, Between&& between) {
+inline void multiply_block(const bf16* a, int lda, int rows, const bf16* w, size_t panel_step, int panels, int depth, float* out,
+                           bool, Between&& between) {
   if (rows > 16) {
     for (int p = 0; p < panels; p += 2) tiles_2x2(a, lda, 16, w + p * panel_step, panel_step, depth, out + p * kPanel, between);
   } else if (panels == 4) {
@@ -283,7 +315,7 @@ void run_linear(const Linear<T>& weight, const T* a, int lda, int rows, int item
     for (int p = weight.first_panel(item); p < end; p += kColumns / kPanel, turn = 1 - turn) {
       const int panels = std::min(kColumns / kPanel, end - p);
       multiply_block(a + static_cast<size_t>(r) * lda, lda, height, weight.panel(p), panel_step, panels, weight.depth(),
-                     blocks[turn], pending);
+                     blocks[turn], r == 0 && rows <= kFetchRows, pending);
       while (pending.rows > 0) pending();
       const int column = p * kPanel, columns = std::min(panels * kPanel, weight.rows() - column);
       if (columns > 0) pending = {&finish, blocks[turn], height, r, column, columns};

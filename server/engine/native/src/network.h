@@ -2,7 +2,8 @@
 //
 // One call computes a step: every layer is a few phases in the pool, and no thread leaves it in between. The residual
 // stream is float32; what a linear layer reads is rounded to the model's type. Every row is computed by itself in a fixed
-// order, so it is bitwise the same alone and in any batch.
+// order, so it is bitwise the same alone and in any batch. Behind the last layer's attention only those rows go on whose
+// logits are wanted.
 #pragma once
 
 #include <cmath>
@@ -101,14 +102,17 @@ class Network {
     };
     add(Step::embed, 0, chunks);
     for (int l = 0; l < shape_.layers; l++) {
+      const bool last = l + 1 == shape_.layers;
       add(Step::qkv, l, layers_[l].qkv.items());
       add(Step::rotate, l, chunks);
+      if (last && count == 0) break;   // the keys and values were all that was wanted
       add(Step::attend, l, plan.items());
+      if (last) add(Step::keep, l, kept_chunks);
       add(Step::output, l, layers_[l].o.items());
-      add(Step::post_norm, l, chunks);
+      add(Step::post_norm, l, last ? kept_chunks : chunks);
       add(Step::gate_up, l, layers_[l].gate_up.items());
       add(Step::down, l, layers_[l].down.items());
-      if (l + 1 < shape_.layers) add(Step::input_norm, l + 1, chunks);
+      if (!last) add(Step::input_norm, l + 1, chunks);
     }
     if (count > 0) {
       add(Step::final_norm, 0, kept_chunks);
@@ -117,20 +121,24 @@ class Network {
     }
     pool.run(static_cast<int>(phases.size()), items.data(), [&](int phase, int item, int thread) {
       const auto [step, l] = phases[phase];
+      // After the last layer's attention only the rows that are kept go on.
+      const bool last = l + 1 == shape_.layers;
+      const Rows rows = last ? Rows{kept_stream_.get(), kept_attended_.get(), count} : Rows{stream_.get(), attended_.get(), tokens};
       switch (step) {
         case Step::embed: embed(embeddings, item, tokens); break;
-        case Step::input_norm: normalise(layers_[l].input_norm, item, tokens); break;
+        case Step::input_norm: normalise(layers_[l].input_norm, stream_.get(), item, tokens); break;
         case Step::qkv: qkv(layers_[l], item, tokens); break;
         case Step::rotate: rotate(plan, memory, layers_[l], l, item, tokens); break;
         case Step::attend:
           attend_item<T>(plan, memory, l, layers_[l].attention, qkv_.get(), qkv_width(), attended_.get(), attended_width(),
                          item, scratch(thread));
           break;
-        case Step::output: residual(layers_[l].o, attended_.get(), attended_width(), item, tokens); break;
-        case Step::post_norm: normalise(layers_[l].post_norm, item, tokens); break;
-        case Step::gate_up: gate_up(layers_[l], item, tokens); break;
-        case Step::down: residual(layers_[l].down, activated_.get(), activated_width(), item, tokens); break;
-        case Step::final_norm: final_norm(keep, item, count); break;
+        case Step::keep: keep_rows(keep, item, count); break;
+        case Step::output: residual(layers_[l].o, rows.attended, attended_width(), rows.stream, item, rows.count); break;
+        case Step::post_norm: normalise(layers_[l].post_norm, rows.stream, item, rows.count); break;
+        case Step::gate_up: gate_up(layers_[l], item, rows.count); break;
+        case Step::down: residual(layers_[l].down, activated_.get(), activated_width(), rows.stream, item, rows.count); break;
+        case Step::final_norm: final_norm(item, count); break;
         case Step::head: head(item, count, logits); break;
       }
     });
@@ -148,8 +156,9 @@ class Network {
   }
 
  private:
-  enum class Step { embed, input_norm, qkv, rotate, attend, output, post_norm, gate_up, down, final_norm, head };
+  enum class Step { embed, input_norm, qkv, rotate, attend, keep, output, post_norm, gate_up, down, final_norm, head };
   struct Phase { Step step; int layer; };
+  struct Rows { float* stream; T* attended; int count; };
 
   struct Layer {
     Linear<T> qkv, o, gate_up, down;
@@ -181,6 +190,8 @@ class Network {
     if (count > kept_capacity_) {
       kept_capacity_ = round_up(count, 64);
       kept_ = make_buffer<T>(at(kept_capacity_, hidden_width()));
+      kept_stream_ = make_buffer<float>(at(kept_capacity_, shape_.hidden));
+      kept_attended_ = make_buffer<T>(at(kept_capacity_, attended_width()));
     }
     const size_t each = (scratch + 15) / 16 * 16;
     if (each > scratch_each_ || threads > scratch_threads_) {
@@ -209,14 +220,24 @@ class Network {
     for (int j = whole; j < n; j++) out[j] = from_float<T>(x[j] * scale * weight[j]);
   }
 
-  void normalise(const std::vector<float>& weight, int item, int tokens) {
-    for (int t = item * kRowChunk; t < std::min(tokens, (item + 1) * kRowChunk); t++)
-      norm_row(stream_.get() + at(t, shape_.hidden), weight.data(), normed_.get() + at(t, hidden_width()));
+  void normalise(const std::vector<float>& weight, const float* stream, int item, int rows) {
+    for (int r = item * kRowChunk; r < std::min(rows, (item + 1) * kRowChunk); r++)
+      norm_row(stream + at(r, shape_.hidden), weight.data(), normed_.get() + at(r, hidden_width()));
   }
 
-  void final_norm(const int32_t* keep, int item, int count) {
+  void keep_rows(const int32_t* keep, int item, int count) {
+    const int width = attended_width();
+    for (int r = item * kRowChunk; r < std::min(count, (item + 1) * kRowChunk); r++) {
+      const float* stream = stream_.get() + at(keep[r], shape_.hidden);
+      const T* attended = attended_.get() + at(keep[r], width);
+      std::copy(stream, stream + shape_.hidden, kept_stream_.get() + at(r, shape_.hidden));
+      std::copy(attended, attended + width, kept_attended_.get() + at(r, width));
+    }
+  }
+
+  void final_norm(int item, int count) {
     for (int r = item * kRowChunk; r < std::min(count, (item + 1) * kRowChunk); r++)
-      norm_row(stream_.get() + at(keep[r], shape_.hidden), norm_.data(), kept_.get() + at(r, hidden_width()));
+      norm_row(kept_stream_.get() + at(r, shape_.hidden), norm_.data(), kept_.get() + at(r, hidden_width()));
   }
 
   void qkv(const Layer& layer, int item, int tokens) {
@@ -229,9 +250,9 @@ class Network {
     });
   }
 
-  void residual(const Linear<T>& weight, const T* input, int lda, int item, int tokens) {
-    run_linear<T>(weight, input, lda, tokens, item, [&](int row, int column, int width, float* values) {
-      float* out = stream_.get() + at(row, shape_.hidden) + column;
+  void residual(const Linear<T>& weight, const T* input, int lda, float* stream, int item, int rows) {
+    run_linear<T>(weight, input, lda, rows, item, [&](int row, int column, int width, float* values) {
+      float* out = stream + at(row, shape_.hidden) + column;
       int j = 0;
       for (; j + 16 <= width; j += 16) store(out + j, load(out + j) + load(values + j));
       for (; j < width; j++) out[j] += values[j];
@@ -326,8 +347,8 @@ class Network {
   std::vector<Layer> layers_;
   std::vector<float> cos_, sin_, norm_;
   Linear<T> head_;
-  Buffer<float> stream_, scratch_;
-  Buffer<T> normed_, qkv_, attended_, activated_, kept_;
+  Buffer<float> stream_, kept_stream_, scratch_;
+  Buffer<T> normed_, qkv_, attended_, activated_, kept_, kept_attended_;
   std::vector<Peak> peaks_;
   int capacity_ = 0, kept_capacity_ = 0, scratch_threads_ = 0;
   size_t scratch_each_ = 0;
