@@ -35,7 +35,7 @@ def told(served: Served) -> dict[str, Any]:
         files = [("files", (name, (ADAPTER / name).read_bytes())) for name in FILES]
         reply = client.post("/v1/adapters", data={"name": "spam-rows"}, files=files)
     assert reply.status_code == 201, reply.text
-    return served.ask(HERE / "use_lm_eval.py", HERE / "requirements" / "lm_eval.txt")
+    return served.ask(HERE / "use_lm_eval.py", HERE / "lm_eval.txt")
 
 
 def base() -> Any:
