@@ -12,7 +12,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: install serve model test prove bench lint clean
+.PHONY: install serve model test prove bench docs lint clean
 
 install: $(STAMP)
 
@@ -42,6 +42,10 @@ prove: model
 # Flags in ARGS, for example ARGS="--quick"; see docs/benchmarks.md.
 bench: model
 	@$(BIN)/python -m benchmarks $(ARGS)
+
+# The parts of docs/api.md that follow from the code.
+docs: install
+	$(BIN)/python -m tests.docs.api_reference
 
 lint: install
 	$(BIN)/ruff check .

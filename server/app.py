@@ -20,6 +20,7 @@ from server.api.openai.completions import CompletionRequest
 from server.api.schemas import GenerateRequest
 from server.api.tgi import info as tgi_info
 from server.api.tgi import routes as tgi_routes
+from server.api.tgi.replies import TgiEvent
 from server.api.tgi.schemas import TgiRequest
 from server.api.tokenize import DetokenizeRequest, TokenizeRequest
 from server.engine.client import EngineClient, ProcessEngine
@@ -35,15 +36,16 @@ from server.service.tokenizing import TokenizingService
 from server.settings import Plan, Settings
 from server.store.local import AdapterStore
 
-_BODIES = (GenerateRequest, CompletionRequest, ChatRequest, TokenizeRequest, DetokenizeRequest, TgiRequest)
+_DESCRIBED = (GenerateRequest, CompletionRequest, ChatRequest, TokenizeRequest, DetokenizeRequest, TgiRequest, TgiEvent)
+"""Models that FastAPI does not see: the bodies that routes read themselves, and what events hold."""
 
 
 def create_app(settings: Settings, plan: Plan, engine: EngineClient | None = None) -> FastAPI:
     """Return the whole server as an ASGI app; its lifespan starts the engine and ends it.
 
     `engine` is a fake in tests. What the routes need stands in `app.state`: keys, gate, engine, base, created (Unix
-    time), tokenizer, metrics, generation, tokenizing, adapters, max_upload; `refusal` is why the engine would not
-    start.
+    time), tokenizer, metrics, generation, tokenizing, adapters, max_upload, idle_timeout; `refusal` is why the
+    engine would not start.
     """
     base = plan.engine.base
     engine = engine or ProcessEngine(plan.engine)
@@ -68,6 +70,7 @@ def create_app(settings: Settings, plan: Plan, engine: EngineClient | None = Non
             app.state.refusal = str(error)
             raise
         engine.on_report(metrics.observe_step)
+        engine.on_death(metrics.observe_engine_death)
         try:
             yield
         finally:
@@ -93,6 +96,7 @@ def create_app(settings: Settings, plan: Plan, engine: EngineClient | None = Non
     app.state.metrics = metrics
     app.state.adapters = adapter_service
     app.state.max_upload = plan.max_upload
+    app.state.idle_timeout = settings.idle_timeout
     prompter = Prompter(tokenizer, base)
     app.state.tokenizing = TokenizingService(
         tokenizer=tokenizer, prompter=prompter, adapters=adapter_service, base=base, gate=gate
@@ -119,4 +123,4 @@ def _add_routes(app: FastAPI) -> None:
         app.include_router(part.router)
     app.include_router(tgi_info.open_router)
     errors.install(app)
-    openapi.install(app, _BODIES)
+    openapi.install(app, _DESCRIBED)

@@ -67,6 +67,7 @@ def serve(
     threads: Annotated[int | None, _about("threads")] = None,
     queue: Annotated[int | None, _about("queue")] = None,
     max_upload: Annotated[str | None, _about("max_upload")] = None,
+    idle_timeout: Annotated[float | None, _about("idle_timeout")] = None,
     shutdown_timeout: Annotated[float | None, _about("shutdown_timeout")] = None,
     create_first_key: Annotated[
         str | None,
@@ -218,6 +219,7 @@ def _print_plan(settings: Settings, plan: Plan, machine: Machine, port: int) -> 
         "prompt-cache": settings.prompt_cache,
         "queue": str(plan.queue),
         "max-upload": format_size(plan.max_upload),
+        "idle-timeout": f"{settings.idle_timeout:g} s",
         "shutdown-timeout": f"{settings.shutdown_timeout:g} s",
         "address": f"http://{settings.host}:{port}",
     }

@@ -9,6 +9,7 @@
     │   └── ModelNotFound         404 model_not_found        `model` names neither the base nor an adapter
     ├── MethodNotAllowed          405 method_not_allowed
     ├── DeadlineReached           408 timeout
+    ├── BodyStalled               408 body_timeout
     ├── TooLarge                  413 payload_too_large
     ├── UnsupportedMediaType      415 unsupported_media_type
     ├── AdapterRejected           422 adapter_invalid        the files themselves are bad
@@ -16,6 +17,7 @@
     ├── EngineFault               500 engine_error           this request only
     └── Unavailable               503 (always with Retry-After)
         ├── Overloaded            503 overloaded
+        ├── StoreFull             503 store_full
         ├── Draining              503 draining
         └── EngineRestarting      503 engine_restarting
 
@@ -30,7 +32,7 @@ from typing import ClassVar
 
 
 class WaybillError(Exception):
-    """An error with a reason that a person can act on.
+    """A fault of the server's, where no class below says more.
 
     `param` names the request field at fault; `details` lists the findings when there are several; `retry_after` is in
     seconds.
@@ -62,7 +64,7 @@ class InvalidRequest(WaybillError):
 
 
 class ContextTooLong(InvalidRequest):
-    """Prompt, virtual tokens and requested output do not fit the model's context together."""
+    """Virtual tokens, prompt and requested output do not fit the context together."""
 
     code = "context_length_exceeded"
 
@@ -82,19 +84,19 @@ class NotFound(WaybillError):
 
 
 class AdapterNotFound(NotFound):
-    """No adapter of that name, version or digest that this tenant may see."""
+    """No such adapter or version that you may see; also where it is another tenant's."""
 
     code = "adapter_not_found"
 
 
 class ModelNotFound(NotFound):
-    """`model` names neither the base model nor an adapter that this tenant may see."""
+    """`model` names neither the base model nor an adapter that you may see."""
 
     code = "model_not_found"
 
 
 class MethodNotAllowed(WaybillError):
-    """The route exists, but not with this method. `allow` names those it has, as the header of that name."""
+    """The route exists, but not with this method: the header `Allow` names those it has, as `allow` does."""
 
     status = 405
     code = "method_not_allowed"
@@ -105,10 +107,17 @@ class MethodNotAllowed(WaybillError):
 
 
 class DeadlineReached(WaybillError):
-    """The request's own `timeout_s` passed before the answer was ready."""
+    """The request's own `timeout_s` passed. In a stream that has begun, `finish_reason` is `timeout` instead."""
 
     status = 408
     code = "timeout"
+
+
+class BodyStalled(WaybillError):
+    """The body stopped coming, or came at less than 1 KiB a second."""
+
+    status = 408
+    code = "body_timeout"
 
 
 class TooLarge(WaybillError):
@@ -159,6 +168,12 @@ class Overloaded(Unavailable):
     """The queue is full."""
 
     code = "overloaded"
+
+
+class StoreFull(Unavailable):
+    """There is no room for an upload on the server's disk."""
+
+    code = "store_full"
 
 
 class Draining(Unavailable):

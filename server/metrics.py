@@ -61,6 +61,10 @@ class Metrics:
         """One upload: `created`, `existing`, `checked` (a dry run) or `refused`."""
         self._uploads.labels(outcome).inc()
 
+    def observe_engine_death(self) -> None:
+        """The engine process ended by itself."""
+        self._engine_deaths.inc()
+
     def observe_step(self, report: StepReport) -> None:
         """One engine step."""
         stats = report.stats
@@ -114,6 +118,7 @@ class Metrics:
         )
 
     def _make_engine(self) -> None:
+        self._engine_deaths = self._counter("waybill_engine_deaths", "Times that the engine process ended by itself.")
         self._running = self._gauge("vllm:num_requests_running", "Sequences that run.")
         self._waiting = self._gauge("vllm:num_requests_waiting", "Sequences that wait.")
         self._kv_usage = self._gauge("vllm:kv_cache_usage_perc", "Share of the KV blocks in use, 0 to 1.")

@@ -10,6 +10,7 @@ from types import FrameType
 import uvicorn
 from fastapi import FastAPI
 
+from server.connections import connection
 from server.errors import Draining
 from server.service.admission import Gate
 from server.service.generation import GenerationService
@@ -49,8 +50,7 @@ class DrainingServer(uvicorn.Server):
             log_config=None,
             access_log=False,
             server_header=False,
-            # The other parser keeps a request's head without limit; this one ends it at 64 KiB.
-            http="h11",
+            http=connection(app.state.idle_timeout),
             timeout_graceful_shutdown=GRACE,
             # A proxy's word on who the client is changes nothing here.
             proxy_headers=False,

@@ -73,6 +73,9 @@ class Settings(BaseSettings):
     threads: Annotated[int, Field(ge=1, le=1024)] | None = Field(None, description="CPU threads of the engine.")
     queue: int | None = Field(None, ge=0, le=2**20, description="Sequences that may wait behind those that run.")
     max_upload: Size | None = Field(None, description="Bytes of one adapter's upload.")
+    idle_timeout: float = Field(
+        30.0, gt=0, le=3600, description="Seconds that a client may stand still while it sends or reads."
+    )
     shutdown_timeout: float = Field(
         30.0, ge=0, le=3600, description="Seconds that running requests have after SIGTERM."
     )

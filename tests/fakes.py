@@ -113,6 +113,7 @@ class FakeEngine:
         self._going.set()
         self._up = asyncio.Event()
         self._listeners: list[Callable[[StepReport], None]] = []
+        self._mourners: list[Callable[[], None]] = []
         self._looping: asyncio.Task[None] | None = None
         self._work = asyncio.Event()
         self._known: set[tuple[tuple[int, ...], AdapterSource | None, str]] = set()
@@ -148,7 +149,7 @@ class FakeEngine:
             raise EngineRestarting("the engine is being restarted", retry_after=5) from None
 
     async def close(self) -> None:
-        self.die()
+        self._lose()
         if self._looping is not None:
             self._looping.cancel()
             await asyncio.gather(self._looping, return_exceptions=True)
@@ -184,6 +185,9 @@ class FakeEngine:
     def on_report(self, listener: Callable[[StepReport], None]) -> None:
         self._listeners.append(listener)
 
+    def on_death(self, listener: Callable[[], None]) -> None:
+        self._mourners.append(listener)
+
     def pause(self) -> None:
         """Make no token until `resume`."""
         self._going.clear()
@@ -194,6 +198,11 @@ class FakeEngine:
 
     def die(self) -> None:
         """Every open sequence fails, and the engine is down."""
+        self._lose()
+        for listener in self._mourners:
+            listener()
+
+    def _lose(self) -> None:
         self._up.clear()
         for stream in self.running:
             stream.ended = True

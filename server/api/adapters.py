@@ -30,13 +30,13 @@ router = protected_router("/v1")
 _ARCHIVE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}\.zip")
 _FORM = form_body(
     {
-        "name": {"type": "string", "description": "The adapter's name."},
+        "name": {"type": "string", "description": "The adapter's name; it becomes yours."},
         "files": {
             "type": "array",
             "items": {"type": "string", "format": "binary"},
-            "description": "The adapter's files, or one zip of its folder.",
+            "description": "The adapter's files, each under its own name, or one `.zip` of their folder.",
         },
-        "dry_run": {"type": "boolean", "description": "Judge only, publish nothing."},
+        "dry_run": {"type": "boolean", "description": "`true`: judge only, publish nothing. Default: `false`."},
     },
     ["name", "files"],
 )

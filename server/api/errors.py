@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Sequence
 from typing import Any, Protocol
 
 from fastapi import FastAPI, Request
@@ -10,11 +10,13 @@ from fastapi.exceptions import RequestValidationError
 from pydantic import ValidationError
 from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse, Response
+from starlette.routing import Match
 from starlette.types import Scope
 
 from server.api.client import ClientGone
 from server.api.record import CLIENT_GONE, record_of
 from server.errors import (
+    BodyStalled,
     InvalidRequest,
     MethodNotAllowed,
     NotFound,
@@ -82,10 +84,17 @@ def error_response(scope: Scope, error: WaybillError) -> Response:
 
 def from_validation(error: ValidationError | RequestValidationError) -> InvalidRequest:
     """Return the findings of pydantic as one error; values are never repeated, names only in part."""
-    findings = error.errors()[:MAX_DETAILS]
+    findings = _findings(error)[:MAX_DETAILS]
     lines = [_line(finding) for finding in findings]
     param = _path(findings[0]["loc"]) or None
     return InvalidRequest(lines[0], param=param, details=tuple(lines) if len(lines) > 1 else ())
+
+
+def _findings(error: ValidationError | RequestValidationError) -> Sequence[Any]:
+    """Return all findings. Nothing but place, kind and words is asked for: there may be a thousand."""
+    if isinstance(error, ValidationError):
+        return error.errors(include_url=False, include_context=False, include_input=False)
+    return error.errors()
 
 
 def install(app: FastAPI) -> None:
@@ -118,12 +127,15 @@ def _from_http(request: Request, error: HTTPException) -> WaybillError:
     if error.status_code == 404:
         return NotFound("no such route")
     if error.status_code == 405:
-        return MethodNotAllowed(f"this route does not take {request.method[:16]}", allow=_allow(error.headers))
+        return MethodNotAllowed(f"this route does not take {request.method[:16]}", allow=", ".join(_methods(request)))
     return InvalidRequest("the request could not be read")
 
 
-def _allow(headers: Mapping[str, str] | None) -> str:
-    return (headers or {}).get("Allow", "")
+def _methods(request: Request) -> list[str]:
+    """Return the methods that the path has: each may be a route of its own."""
+    routes = request.app.router.routes
+    asked = [(method, {**request.scope, "method": method}) for method in ("DELETE", "GET", "HEAD", "POST")]
+    return [method for method, scope in asked if any(route.matches(scope)[0] is Match.FULL for route in routes)]
 
 
 def _headers(error: WaybillError) -> dict[str, str]:
@@ -135,7 +147,7 @@ def _headers(error: WaybillError) -> dict[str, str]:
     elif error.status in (408, 500):
         # Common clients repeat these by themselves; the same request would only fail again.
         headers["x-should-retry"] = "false"
-    if isinstance(error, TooLarge):
+    if isinstance(error, TooLarge | BodyStalled):
         headers["Connection"] = "close"
     if isinstance(error, MethodNotAllowed) and error.allow:
         headers["Allow"] = error.allow

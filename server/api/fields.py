@@ -5,19 +5,24 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Discriminator, Field, Tag, field_validator
+from pydantic import Discriminator, Field, GetCoreSchemaHandler, GetJsonSchemaHandler, Tag, field_validator
+from pydantic_core import CoreSchema, core_schema
 
 from server.api.strict import Strict
 from server.api.structure import ResponseFormat, StructuredOutputs
 from server.service.exchange import GenerateCommand, Prompt, Sampling
 
-TokenId = Annotated[int, Field(ge=0, le=2**31 - 1)]
-StopString = Annotated[str, Field(min_length=1, max_length=256)]
-Adapter = Annotated[str, Field(max_length=200)]
-
 MAX_BIASES = 1024
 MAX_TOKENS = 1_048_576
 """Far above any context; it only keeps numbers small."""
+
+# What a body of a few megabytes could fill with millions of wrong items fails fast: every finding is built before ten
+# are told.
+TokenId = Annotated[int, Field(ge=0, le=2**31 - 1)]
+TokenIds = Annotated[list[TokenId], Field(fail_fast=True, max_length=MAX_TOKENS)]
+FieldTexts = Annotated[dict[str, str], Field(fail_fast=True, max_length=64)]
+StopString = Annotated[str, Field(min_length=1, max_length=256)]
+Adapter = Annotated[str, Field(max_length=200)]
 
 
 def _prompt_shape(value: Any) -> str:
@@ -35,11 +40,9 @@ def _prompt_shape(value: Any) -> str:
 
 PromptField = Annotated[
     Annotated[str, Tag("<text>")]
-    | Annotated[list[TokenId], Tag("<ids>")]
+    | Annotated[TokenIds, Tag("<ids>")]
     | Annotated[list[str], Field(min_length=1, max_length=64), Tag("<texts>")]
-    | Annotated[
-        list[Annotated[list[TokenId], Field(min_length=1)]], Field(min_length=1, max_length=64), Tag("<id_lists>")
-    ],
+    | Annotated[list[Annotated[TokenIds, Field(min_length=1)]], Field(min_length=1, max_length=64), Tag("<id_lists>")],
     Discriminator(_prompt_shape),
 ]
 """Text, token ids, or a list of either."""
@@ -60,15 +63,23 @@ StopField = Annotated[
 ]
 
 
-def only(*neutral: Any, because: str) -> BeforeValidator:
-    """Return the rule of a field that is taken where it says what happens anyway; anything else is refused."""
+class only:  # noqa: N801 - it reads as the word that it is
+    """The rule of a field that is taken where it says what happens anyway; anything else is refused."""
 
-    def check(value: Any) -> Any:
-        if not any(type(value) is type(known) and value == known for known in neutral):
-            raise ValueError(because)
+    def __init__(self, *neutral: Any, because: str) -> None:
+        self._neutral = neutral
+        self._because = because
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        return core_schema.no_info_before_validator_function(self._check, handler(source))
+
+    def __get_pydantic_json_schema__(self, schema: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
+        return {**handler(schema), "enum": list(self._neutral)}
+
+    def _check(self, value: Any) -> Any:
+        if not any(type(value) is type(known) and value == known for known in self._neutral):
+            raise ValueError(self._because)
         return value
-
-    return BeforeValidator(check)
 
 
 class ChatMessage(Strict):
@@ -82,44 +93,78 @@ class GenerationFields(Strict):
     """What every route that generates text takes, under one name and with one meaning."""
 
     adapter: Adapter | None = Field(
-        None, description="`name`, `tenant/name`, with `@v3` or `@sha256:…` for one version; absent: the base model."
+        None, description="`name` or `tenant/name`, with `@v3` or `@sha256:…` for one version; absent: the base model."
     )
-    task: Task | None = Field(None, description="Name or index of the task of a multitask adapter.")
+    task: Task | None = Field(
+        None,
+        description=(
+            "Which task of a multitask adapter; needed where it has more than one, and refused for other kinds."
+        ),
+    )
     min_tokens: int = Field(
         0, ge=0, le=MAX_TOKENS, description="No end of sequence and no stop string or id before this many."
     )
-    temperature: float = Field(0.0, ge=0, le=5, description="0 always takes the likeliest token.")
-    top_k: int = Field(0, ge=-1, le=2**31 - 1, description="0 or -1: off.")
-    top_p: float = Field(1.0, gt=0, le=1)
-    min_p: float = Field(0.0, ge=0, le=1)
-    typical_p: float = Field(1.0, gt=0, le=1, description="Of what the other filters leave, the most typical tokens.")
+    temperature: float = Field(0.0, ge=0, le=5, description="0 is greedy: always the likeliest token.")
+    top_k: int = Field(0, ge=-1, le=2**31 - 1, description="Only the *k* likeliest; 0 or -1: off.")
+    top_p: float = Field(1.0, gt=0, le=1, description="Only the likeliest that together have this probability.")
+    min_p: float = Field(
+        0.0, ge=0, le=1, description="Only those with at least this share of the likeliest one's probability."
+    )
+    typical_p: float = Field(
+        1.0,
+        gt=0,
+        le=1,
+        description=(
+            "Of what the other filters leave, only the tokens whose surprise is nearest to the expected "
+            "one, that together have this probability."
+        ),
+    )
     repetition_penalty: float = Field(1.0, gt=0, le=10, description="On tokens of prompt and output; 1: off.")
     presence_penalty: float = Field(0.0, ge=-2, le=2, description="On tokens of the output.")
     frequency_penalty: float = Field(0.0, ge=-2, le=2, description="On tokens of the output, by count.")
-    logit_bias: dict[str, Annotated[float, Field(ge=-100, le=100)]] = Field(
+    logit_bias: Annotated[dict[str, Annotated[float, Field(ge=-100, le=100)]], Field(fail_fast=True)] = Field(
         default_factory=dict, max_length=MAX_BIASES, description="Added to the logits, by token id."
     )
     stop: StopField = Field(default_factory=list, description="Strings that end the text; they are no part of it.")
     stop_token_ids: list[TokenId] = Field(
-        default_factory=list, max_length=64, description="Token ids that end the text; they are no part of it."
+        default_factory=list, max_length=64, description="Ids that end the text; they are no part of it."
     )
-    include_stop_str_in_output: bool = Field(False, description="Leave the string or token that ended the text in it.")
+    include_stop_str_in_output: bool = Field(
+        False, description="Leave the stop string, or the token that ended the text, in it."
+    )
     ignore_eos: bool = Field(False, description="Go on past the model's own end of sequence.")
-    n: int = Field(1, ge=1, le=16, description="Choices for each prompt.")
-    seed: int | None = Field(None, ge=0, le=2**63 - 1, description="Absent: drawn.")
+    n: int = Field(1, ge=1, le=16, description="Choices for each prompt; prompts times `n` is at most 64.")
+    seed: int | None = Field(
+        None,
+        ge=0,
+        le=2**63 - 1,
+        description="Same request, same seed, same tokens (in float32 also in a crowd). Absent: drawn.",
+    )
     prompt_logprobs: int | None = Field(
-        None, ge=0, le=20, description="Log-probability of each prompt token, and of the likeliest k; not in a stream."
+        None,
+        ge=0,
+        le=20,
+        description="Log-probability of each token of the prompt, and of the likeliest *k*; not with `stream`.",
     )
     truncate_prompt_tokens: int | None = Field(
         None,
         ge=1,
         le=MAX_TOKENS,
-        description="Keep this many of the prompt's last text tokens, and every virtual token.",
+        description="Keep this many of the prompt's last text tokens, and every virtual token. Absent: all.",
     )
     add_special_tokens: bool = Field(
-        True, description="Begin a text prompt as the tokenizer does by default, for example with BOS."
+        True,
+        description=(
+            "Begin a text prompt as the tokenizer does by default, for example with BOS. Ids are taken "
+            "as they are; templates and messages say themselves what begins them."
+        ),
     )
-    skip_special_tokens: bool = Field(True, description="Leave special tokens out of the text.")
+    skip_special_tokens: bool = Field(
+        True,
+        description=(
+            "Leave special tokens out of the text. The end of sequence shows with `include_stop_str_in_output` too."
+        ),
+    )
     cache_salt: Annotated[str, Field(pattern=r"^[A-Za-z0-9._:+=~-]{1,128}$")] | None = Field(
         None, description="Only requests of yours with the same salt share what was computed for their prompts."
     )

@@ -8,7 +8,7 @@ from starlette.responses import Response
 from server.api.auth import CurrentTenant, protected_router
 from server.api.body import read_json
 from server.api.client import unless_gone
-from server.api.openapi import GENERATING, error_replies, json_body
+from server.api.openapi import GENERATING, error_replies, event_stream, json_body
 from server.api.record import record_of
 from server.api.replies import GenerateReply, ReplyWriter
 from server.api.schemas import GenerateRequest
@@ -19,7 +19,7 @@ from server.service.run import Run
 MAX_BODY = 8 * 2**20
 """Bytes of a generate request's body."""
 
-EVENTS = {"text/event-stream": {"schema": {"type": "string", "description": "With `stream`: server-sent events."}}}
+EVENTS = event_stream("An event as JSON, an error, or `[DONE]` at the end.")
 
 router = protected_router("/v1")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,9 +12,8 @@ from typing import BinaryIO
 from fastapi import Request
 from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
-from starlette.requests import ClientDisconnect
 
-from server.api.client import ClientGone
+from server.api.body import chunks
 from server.errors import InvalidRequest, TooLarge, UnsupportedMediaType
 
 MAX_PARTS = 24
@@ -40,8 +40,8 @@ async def read_form(
 ) -> Form:
     """Read the body; file parts are all named `files` and are written into `folder` under their own file names.
 
-    `texts` names the text parts there may be. `accept` raises for a file name that must not be written. Raises
-    UnsupportedMediaType, TooLarge (above `limit` bytes in all), InvalidRequest. The caller cleans `folder` up.
+    `texts` names the text parts there may be. `accept` raises for a file name that must not be written. The caller
+    cleans `folder` up. Raises UnsupportedMediaType, TooLarge (above `limit` bytes in all), BodyStalled, InvalidRequest.
     """
     media_type, options = parse_options_header(request.headers.get("content-type"))
     boundary = options.get(b"boundary")
@@ -51,7 +51,7 @@ async def read_form(
     try:
         parser = MultipartParser(boundary, reader.callbacks())  # type: ignore[arg-type]
         received = 0
-        async for chunk in request.stream():
+        async for chunk in chunks(request):
             received += len(chunk)
             if received > limit:
                 raise TooLarge(f"the upload is larger than {limit} bytes")
@@ -62,8 +62,6 @@ async def read_form(
         reader.finish()
     except FormParserError:
         raise InvalidRequest("the multipart body is malformed") from None
-    except ClientDisconnect:
-        raise ClientGone from None
     finally:
         reader.close()
     return reader.form
@@ -114,9 +112,10 @@ class _Reader:
         self.write_pending()
 
     def close(self) -> None:
-        """Close the files that are still open."""
+        """Close the files that are still open: an error is on its way already."""
         for file in {file for file, _ in self.pending} | ({self._file} if self._file else set()):
-            file.close()
+            with contextlib.suppress(OSError):
+                file.close()
 
     def _begin_part(self) -> None:
         self._parts += 1

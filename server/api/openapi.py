@@ -53,6 +53,16 @@ def json_body(model: type[BaseModel]) -> dict[str, Any]:
     return {"requestBody": {"required": True, "content": {"application/json": {"schema": schema}}}}
 
 
+def event_stream(data: str, *models: type[BaseModel]) -> dict[str, Any]:
+    """Return a route's description of server-sent events: what their `data` is in words, and as one of the models."""
+    told: dict[str, Any] = {"type": "string", "description": data}
+    if models:
+        references = [{"$ref": _COMPONENTS.format(model=model.__name__)} for model in models]
+        told |= {"contentMediaType": "application/json", "contentSchema": {"anyOf": references}}
+    event = {"type": "object", "properties": {"data": told}, "required": ["data"]}
+    return {"text/event-stream": {"itemSchema": event}}
+
+
 def form_body(properties: dict[str, Any], required: list[str]) -> dict[str, Any]:
     """Return the route's description of a multipart body."""
     schema = {"type": "object", "properties": properties, "required": required, "additionalProperties": False}

@@ -7,7 +7,15 @@ from typing import Annotated, Self
 
 from pydantic import Field, model_validator
 
-from server.api.fields import MAX_TOKENS, ChatMessage, GenerationFields, PromptField, plain_messages, prompts_of
+from server.api.fields import (
+    MAX_TOKENS,
+    ChatMessage,
+    FieldTexts,
+    GenerationFields,
+    PromptField,
+    plain_messages,
+    prompts_of,
+)
 from server.api.structure import wanted_structure
 from server.service.exchange import GenerateCommand
 
@@ -22,22 +30,34 @@ BESIDE_LABELS = frozenset(
 class GenerateRequest(GenerationFields):
     """The body of `POST /v1/generate`. Exactly one of `prompt`, `messages` and `fields` is given."""
 
-    prompt: PromptField | None = Field(None, description="Text, token ids, or a list of either (at most 64).")
+    prompt: PromptField | None = Field(
+        None, description="Text is tokenised as the tokenizer does by default; ids lie in the vocabulary."
+    )
     messages: Annotated[list[ChatMessage], Field(min_length=1, max_length=1024)] | None = Field(
-        None, description="A conversation, rendered by the base model's chat template."
+        None,
+        description=(
+            "A conversation, rendered by the base model's chat template. Roles: `system`, `user`, "
+            "`assistant`. Not for adapters with a template."
+        ),
     )
-    fields: Annotated[dict[str, str], Field(max_length=64)] | None = Field(
-        None, description="What fills the adapter's template, by field name."
-    )
+    fields: FieldTexts | None = Field(None, description="What fills the adapter's template, by field name.")
     max_tokens: int | None = Field(
-        None, ge=0, le=MAX_TOKENS, description="Tokens to generate at most. Default: 256, or what the context leaves."
+        None,
+        ge=0,
+        le=MAX_TOKENS,
+        description=(
+            "Tokens to generate at most; 0 only with `prompt_logprobs`. Default: 256, or what the context leaves."
+        ),
     )
     max_new_tokens: int | None = Field(None, ge=0, le=MAX_TOKENS, description="Another name of `max_tokens`.")
     logprobs: int | None = Field(
-        None, ge=0, le=20, description="Log-probability of each token, and of the likeliest k."
+        None,
+        ge=0,
+        le=20,
+        description="Log-probability of each token, and of the likeliest *k*, before penalties and filters.",
     )
     labels: Annotated[list[Label], Field(min_length=1, max_length=256)] | None = Field(
-        None, description="The answer is the likeliest of these texts; nothing is drawn."
+        None, description="The answer is the likeliest of these different texts; nothing is drawn."
     )
 
     @model_validator(mode="after")

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from itertools import islice
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, model_validator
+
+MAX_UNKNOWN = 10
+"""Unknown fields of one object that are told; what names thousands would hold the server up for seconds."""
 
 
 class Strict(BaseModel):
@@ -18,4 +22,5 @@ class Strict(BaseModel):
         if not isinstance(value, dict):
             return value
         known = {name for key, field in cls.model_fields.items() for name in (key, field.alias)}
-        return {name: item for name, item in value.items() if item is not None or name not in known}
+        unknown = set(islice((name for name in value if name not in known), MAX_UNKNOWN))
+        return {name: item for name, item in value.items() if (item is not None if name in known else name in unknown)}

@@ -56,7 +56,7 @@ class StructuredOutputs(Strict):
 
     json_: SchemaObject | str | None = Field(None, alias="json", description="A JSON schema, or its text.")
     regex: str | None = None
-    choice: list[str] | None = None
+    choice: Annotated[list[str], Field(fail_fast=True)] | None = None
     grammar: str | None = Field(None, description="GBNF, EBNF in that notation, or Lark.")
     json_object: Literal[True] | None = Field(None, description="Any JSON object.")
 

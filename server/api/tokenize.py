@@ -12,7 +12,7 @@ from starlette.responses import JSONResponse, Response
 from server.api.auth import CurrentTenant, protected_router
 from server.api.body import read_json
 from server.api.client import unless_gone
-from server.api.fields import MAX_TOKENS, Adapter, Task, TokenId
+from server.api.fields import Adapter, FieldTexts, Task, TokenIds
 from server.api.generate import MAX_BODY
 from server.api.openai.chat import Message
 from server.api.openai.selection import Selection, reraised, select
@@ -32,24 +32,30 @@ Model = Annotated[str, Field(max_length=400)]
 class TokenizeRequest(Strict):
     """The body of `POST /tokenize`. Exactly one of `prompt`, `messages`, `fields` and `inputs` is given."""
 
-    prompt: str | None = Field(None, description="Text.")
+    prompt: str | None = Field(None, description="Text. One of `prompt`, `messages`, `fields` and `inputs` is needed.")
     messages: Annotated[list[Message], Field(min_length=1, max_length=1024)] | None = Field(
         None, description="A conversation, rendered by the base model's chat template."
     )
-    fields: Annotated[dict[str, str], Field(max_length=64)] | None = Field(
-        None, description="What fills the adapter's template, by field name."
+    fields: FieldTexts | None = Field(None, description="What fills the adapter's template, by field name.")
+    inputs: str | None = Field(
+        None,
+        description=(
+            "Text, answered as TGI does: a list of tokens with the characters that each stands for. Not "
+            "with an adapter."
+        ),
     )
-    inputs: str | None = Field(None, description="Text, answered as TGI does.")
     model: Model | None = Field(None, description="The base model, an adapter, or `base:adapter`.")
-    adapter: Adapter | None = Field(None, description="An adapter; its virtual tokens are counted apart.")
+    adapter: Adapter | None = Field(
+        None, description="An adapter. Virtual tokens are not among `tokens`; `virtual_tokens` is their number."
+    )
     task: Task | None = Field(None, description="Name or index of the task of a multitask adapter.")
     add_special_tokens: bool | None = Field(
-        None, description="Begin a text as the tokenizer does by default. Default: true; of messages, false."
+        None, description="As in `/v1/generate`; with messages only `false`. Default: true; of messages, false."
     )
     add_generation_prompt: bool | None = Field(
-        None, description="Begin the assistant's turn after messages. Default: true."
+        None, description="Only with messages: begin the assistant's turn. Default: true."
     )
-    return_token_strs: bool = Field(False, description="Tell each token as the vocabulary writes it.")
+    return_token_strs: bool = Field(False, description="Tell each token as the vocabulary writes it, in `token_strs`.")
 
     def check(self) -> None:
         """Raise InvalidRequest for fields that say nothing together."""
@@ -103,7 +109,7 @@ class LocatedToken(BaseModel):
 class DetokenizeRequest(Strict):
     """The body of `POST /detokenize`."""
 
-    tokens: Annotated[list[TokenId], Field(max_length=MAX_TOKENS)]
+    tokens: TokenIds = Field(description="Ids of the vocabulary.")
     model: Model | None = Field(None, description="The base model or an adapter on it: their tokens are the same.")
 
 

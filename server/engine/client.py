@@ -6,8 +6,10 @@ import asyncio
 import contextlib
 import itertools
 import logging
+import signal
 import socket
 import sys
+import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable
 from typing import Protocol
@@ -114,6 +116,10 @@ class EngineClient(Protocol):
         """Call `listener` with every step's report (for metrics)."""
         ...
 
+    def on_death(self, listener: Callable[[], None]) -> None:
+        """Call `listener` each time the engine ends without having been told to."""
+        ...
+
 
 class _Stream:
     """One sequence's inbox on the API side."""
@@ -196,6 +202,7 @@ class ProcessEngine:
         self._streams: dict[int, _Stream] = {}
         self._checks: dict[int, asyncio.Future[CheckResult]] = {}
         self._listeners: list[Callable[[StepReport], None]] = []
+        self._mourners: list[Callable[[], None]] = []
         self._process: asyncio.subprocess.Process | None = None
         self._writer: asyncio.StreamWriter | None = None
         self._hello: Hello | None = None
@@ -276,6 +283,9 @@ class ProcessEngine:
     def on_report(self, listener: Callable[[StepReport], None]) -> None:
         self._listeners.append(listener)
 
+    def on_death(self, listener: Callable[[], None]) -> None:
+        self._mourners.append(listener)
+
     async def _spawn(self) -> asyncio.StreamReader:
         """Start a child that inherits one end of a fresh socket pair; a session of its own keeps Ctrl-C from it."""
         ours, theirs = socket.socketpair()
@@ -306,9 +316,14 @@ class ProcessEngine:
         """Deliver messages until the engine dies, then start another; forever."""
         while True:
             await self._deliver(reader)
+            died = time.monotonic()
             self._lose("the engine process died; it is being restarted")
-            await self._reap(seconds=1.0)
+            status = await self._reap(seconds=1.0)
+            logger.error("the engine process died (%s); it is being restarted", _cause(status))
+            for listener in self._mourners:
+                listener()
             reader = await self._respawn()
+            logger.info("the engine is up again after %.1f seconds", time.monotonic() - died)
 
     async def _respawn(self) -> asyncio.StreamReader:
         """Start children until one is up, waiting longer after each that fails."""
@@ -378,20 +393,27 @@ class ProcessEngine:
             if not verdict.done():
                 verdict.set_exception(EngineRestarting(reason, retry_after=5))
 
-    async def _reap(self, seconds: float) -> None:
-        """Let the child end by itself (its stream is closed), then make sure."""
+    async def _reap(self, seconds: float) -> int | None:
+        """Let the child end by itself (its stream is closed), then make sure. Returns its exit status."""
         if self._writer is not None:
             self._writer.close()
             self._writer = None
         process, self._process = self._process, None
         if process is None:
-            return
+            return None
         try:
-            await asyncio.wait_for(process.wait(), seconds)
+            return await asyncio.wait_for(process.wait(), seconds)
         except TimeoutError:
             with contextlib.suppress(ProcessLookupError):
                 process.kill()
-            await process.wait()
+            return await process.wait()
+
+
+def _cause(status: int | None) -> str:
+    """Return what an exit status says; a negative one is the signal that ended the process."""
+    if status is None or status >= 0:
+        return f"exit status {status}"
+    return signal.strsignal(-status) or f"signal {-status}"
 
 
 async def _read_message(reader: asyncio.StreamReader) -> object:

@@ -21,6 +21,7 @@ from server.formats.spec import AdapterSpec
 from server.metrics import Metrics
 from server.service.tenants import Tenant
 from server.store.digest import files_digest
+from server.store.durable import disk
 from server.store.local import AdapterStore
 from server.store.version import Version
 
@@ -107,7 +108,10 @@ class AdapterService:
 
     @asynccontextmanager
     async def stage(self) -> AsyncIterator[Path]:
-        """Give a new folder to receive an upload in; nothing is left of it afterwards. Raises Overloaded."""
+        """Give a new folder to receive an upload in; nothing is left of it afterwards.
+
+        Raises Overloaded, and turns what the disk refuses meanwhile into Unavailable or StoreFull.
+        """
         with self._upload_place():
             async with self._staged() as folder:
                 yield folder
@@ -240,7 +244,8 @@ class AdapterService:
         staging = self._store.stage()
         folder = (await asyncio.to_thread(staging.__enter__)).folder
         try:
-            yield folder
+            with disk("the upload cannot be kept"):
+                yield folder
         finally:
             await _undisturbed(lambda: staging.__exit__(None, None, None))
 

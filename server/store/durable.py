@@ -9,11 +9,12 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from server.errors import Unavailable
+from server.errors import StoreFull, Unavailable
 
 Link = Callable[[Path, Path], None]
 """`os.link`, or what stands in for it where a file system has no hard links."""
 
+_NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _NO_LINKS = {errno.EPERM, errno.EACCES, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EXDEV, errno.EMLINK}
 
 
@@ -101,8 +102,9 @@ def locked(folder: Path) -> Iterator[None]:
 
 @contextmanager
 def disk(what: str) -> Iterator[None]:
-    """Turn what the disk refuses into `Unavailable`, with `what` and the reason."""
+    """Turn what the disk refuses into `Unavailable`, a full one into `StoreFull`, with `what` and the reason."""
     try:
         yield
     except OSError as error:
-        raise Unavailable(f"{what}: {error.strerror or error}", retry_after=30) from error
+        refusal = StoreFull if error.errno in _NO_ROOM else Unavailable
+        raise refusal(f"{what}: {error.strerror or error}", retry_after=30) from error

@@ -4,25 +4,13 @@ from __future__ import annotations
 
 import json
 import re
-from typing import Any
 
-import annotated_types
 import pytest
-from pydantic import BaseModel
 
-from server.api.fields import GenerationFields
-from server.api.openai.chat import ChatRequest
-from server.api.openai.completions import CompletionRequest
-from server.api.openai.fields import OpenAIFields
 from server.api.record import RequestRecord
 from server.api.replies import GenerateReply
-from server.api.schemas import GenerateRequest
-from server.api.strict import Strict
 from server.api.tgi.replies import TgiReply
-from server.api.tgi.schemas import TgiParameters
-from server.api.tokenize import TokenizeRequest
 from server.core import AdapterKind
-from server.errors import all_errors
 from server.metrics import Metrics
 from server.settings import Settings
 from tests.docs.markdown import DOCS, code, fences, prose, rows, section
@@ -47,48 +35,6 @@ def test_no_page_names_a_setting_that_is_not_there() -> None:
         assert set(re.findall(r"WAYBILL_[A-Z_]+[A-Z]", page.read_text())) <= known, page.name
 
 
-@pytest.mark.parametrize(("title", "model"), [("Request", GenerateRequest), ("Parameters", TgiParameters)])
-def test_request_fields(title: str, model: type[Strict]) -> None:
-    documented = {code(row[0])[0]: row for row in rows(section(API, title))}
-    assert set(documented) == set(model.model_fields)
-    for name, field in model.model_fields.items():
-        row = documented[name]
-        if isinstance(field.default, bool | int | float):
-            assert row[2].strip("`") == json.dumps(field.default).removesuffix(".0"), name
-        bounds = [bound for item in field.metadata if (bound := _bound(item)) is not None]
-        for bound in bounds:
-            assert _shown(bound) in re.findall(r"-?\d+(?:\^\d+ - 1)?", row[1]), f"{name}: {bound}"
-
-
-@pytest.mark.parametrize(
-    ("model", "title"), [(CompletionRequest, "Completions"), (ChatRequest, "Chat"), (TokenizeRequest, "Tokens")]
-)
-def test_fields_of_other_routes(model: type[BaseModel], title: str) -> None:
-    """Own rows for what is their own; what all generating routes share stands under `Request`."""
-    own = {name for row in rows(section(API, title)) for name in code(row[0])}
-    if title == "Tokens":
-        assert own == set(model.model_fields)
-        return
-    both = {name for row in rows(section(API, "OpenAI").split("\n### ")[0]) for name in code(row[0])}
-    shared = set(GenerationFields.model_fields)
-    assert own | both | shared == set(model.model_fields)
-    assert both == set(OpenAIFields.model_fields) - shared - {"max_tokens"}
-    assert own >= set(model.model_fields) - set(OpenAIFields.model_fields)
-
-
-def _bound(item: Any) -> float | None:
-    match item:
-        case annotated_types.Ge(ge=value) | annotated_types.Gt(gt=value) if value != 0:
-            return float(value)  # type: ignore[arg-type]
-        case annotated_types.Le(le=value) if value not in (2**31 - 1,):
-            return float(value)  # type: ignore[arg-type]
-    return None
-
-
-def _shown(bound: float) -> str:
-    return "2^63 - 1" if bound == float(2**63 - 1) else f"{bound:.0f}"
-
-
 def test_reply_has_the_documented_shape() -> None:
     example = json.loads(next(fence.text for fence in fences(API, "json") if '"usage"' in fence.text))
     reply = GenerateReply.model_validate(example)
@@ -110,11 +56,6 @@ def test_tgi_reply_has_the_documented_shape() -> None:
     assert details is not None
     assert set(example["details"]) == set(type(details).model_fields) - {"top_tokens"}
     assert set(example["details"]["tokens"][0]) == set(type(details.tokens[0]).model_fields) - {"alternative_tokens"}
-
-
-def test_error_codes() -> None:
-    documented = [(row[0], code(row[1])[0]) for row in rows(section(API, "Errors"))]
-    assert sorted(documented) == sorted({(str(error.status), error.code) for error in all_errors()})
 
 
 def test_metrics() -> None:

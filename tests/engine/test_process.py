@@ -187,7 +187,11 @@ async def test_check_judges_values(engine: ProcessEngine, adapter: SavedAdapter,
         await engine.check(tall.source(VOCAB_SIZE))
 
 
-async def test_a_killed_engine_fails_what_is_open_and_comes_back(engine: ProcessEngine) -> None:
+async def test_a_killed_engine_fails_what_is_open_and_comes_back(
+    engine: ProcessEngine, caplog: pytest.LogCaptureFixture
+) -> None:
+    deaths: list[float] = []
+    engine.on_death(lambda: deaths.append(time.monotonic()))
     stream = engine.submit(tuple(PROMPT), ENDLESS)
     async for _ in stream:
         break
@@ -200,6 +204,9 @@ async def test_a_killed_engine_fails_what_is_open_and_comes_back(engine: Process
     with pytest.raises(EngineRestarting):
         engine.submit(tuple(PROMPT), GREEDY)
     await engine.wait_ready(60)
+    assert len(deaths) == 1
+    died = next(record for record in caplog.records if record.levelname == "ERROR")
+    assert "the engine process died (Killed)" in died.getMessage()
     assert await tokens_of(engine.submit(tuple(PROMPT), GREEDY)) == ask_plain(tiny_model("llama"), PROMPT).tokens
 
 

@@ -202,3 +202,13 @@ async def test_the_api_describes_itself(api: Api) -> None:
     known = set(document["components"]["schemas"])
     references = {part.split('"')[0] for part in json.dumps(document).split("#/components/schemas/")[1:]}
     assert references <= known
+
+
+@pytest.mark.parametrize(
+    ("path", "methods"),
+    [("/v1/adapters", "GET, POST"), ("/v1/adapters/mine", "DELETE, GET"), ("/generate", "POST"), ("/metrics", "GET")],
+)
+async def test_a_wrong_method_is_told_all_that_the_path_has(api: Api, path: str, methods: str) -> None:
+    response = await api.client.request("PATCH", path)
+    assert response.status_code == 405
+    assert response.headers["allow"] == methods

@@ -170,6 +170,13 @@ async def test_metrics_count_requests_tokens_and_steps(api: Api) -> None:
         assert sample(text, "waybill_uploads_total", outcome=outcome) == 1
 
 
+async def test_an_engine_that_dies_is_counted(api: Api) -> None:
+    name, label = "waybill_engine_deaths_total", {"model_name": "bytes"}
+    assert sample((await api.client.get("/metrics")).text, name, **label) == 0
+    api.engine.die()
+    assert sample((await api.client.get("/metrics")).text, name, **label) == 1
+
+
 async def test_the_models_route_names_the_base(api: Api) -> None:
     (card,) = (await api.client.get("/v1/models")).json()["data"]
     assert (card["id"], card["object"], card["family"]) == ("bytes", "model", "llama")

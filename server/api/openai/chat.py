@@ -31,7 +31,8 @@ class Message(Strict):
 
     role: Literal["system", "developer", "user", "assistant"] = Field(description="`developer` is `system`.")
     content: (
-        Annotated[str, Tag("<text>")] | Annotated[list[TextPart], Field(min_length=1, max_length=1024), Tag("<parts>")]
+        Annotated[str, Tag("<text>")]
+        | Annotated[list[TextPart], Field(fail_fast=True, min_length=1, max_length=1024), Tag("<parts>")]
     ) = Field(discriminator=Discriminator(lambda value: "<parts>" if isinstance(value, list) else "<text>"))
     name: Annotated[None, only(None, because="the chat template shows roles, not names")] = None
     refusal: Annotated[None, only(None, because="this model gives no refusals apart from its text")] = None
@@ -52,37 +53,64 @@ class ChatRequest(OpenAIFields):
     """The body of `POST /v1/chat/completions`."""
 
     messages: Annotated[list[Message], Field(min_length=1, max_length=1024)] = Field(
-        description="The conversation, rendered by the base model's chat template."
+        description=(
+            "Roles: `system`, `developer` (the same), `user`, `assistant`. Content is text, or a list of "
+            "parts of type `text`."
+        )
     )
     max_tokens: int | None = Field(
         None, ge=1, le=MAX_TOKENS, description="Tokens to generate at most. Default: what the context leaves."
     )
     max_completion_tokens: int | None = Field(None, ge=1, le=MAX_TOKENS, description="Another name of `max_tokens`.")
     logprobs: bool = Field(False, description="Tell the log-probability of each token.")
-    top_logprobs: int | None = Field(None, ge=0, le=20, description="And of the likeliest k; with `logprobs`.")
+    top_logprobs: int | None = Field(None, ge=0, le=20, description="And of the likeliest *k*; only with `logprobs`.")
     add_special_tokens: Annotated[
         Literal[False], only(False, because="the chat template writes every special token")
     ] = Field(False, description="The chat template writes every special token.")
-    tools: NoTools | None = None
-    tool_choice: Annotated[Literal["none"], only("none", because=NO_TOOLS)] | None = None
-    parallel_tool_calls: Annotated[Literal[False], only(False, because=NO_TOOLS)] | None = None
-    functions: NoTools | None = None
-    function_call: Annotated[Literal["none"], only("none", because=NO_TOOLS)] | None = None
+    tools: NoTools | None = Field(None, description="The model calls no tools.")
+    tool_choice: Annotated[Literal["none"], only("none", because=NO_TOOLS)] | None = Field(
+        None, description="The model calls no tools."
+    )
+    parallel_tool_calls: Annotated[Literal[False], only(False, because=NO_TOOLS)] | None = Field(
+        None, description="The model calls no tools."
+    )
+    functions: NoTools | None = Field(None, description="The model calls no tools.")
+    function_call: Annotated[Literal["none"], only("none", because=NO_TOOLS)] | None = Field(
+        None, description="The model calls no tools."
+    )
     modalities: (
         Annotated[list[Literal["text"]], only(["text"], because="the model writes text"), Field(max_length=1)] | None
-    ) = None
-    audio: Annotated[None, only(None, because="the model writes text")] = None
-    prediction: Annotated[None, only(None, because="predicted outputs are not used")] = None
-    web_search_options: Annotated[None, only(None, because="the server fetches nothing from elsewhere")] = None
-    reasoning_effort: Annotated[Literal["none"], only("none", because="this model does not reason apart")] | None = None
-    verbosity: Annotated[None, only(None, because="the length of answers is for the prompt to ask")] = None
+    ) = Field(None, description="The model writes text.")
+    audio: Annotated[None, only(None, because="the model writes text")] = Field(
+        None, description="There is no such thing here."
+    )
+    prediction: Annotated[None, only(None, because="predicted outputs are not used")] = Field(
+        None, description="There is no such thing here."
+    )
+    web_search_options: Annotated[None, only(None, because="the server fetches nothing from elsewhere")] = Field(
+        None, description="There is no such thing here."
+    )
+    reasoning_effort: Annotated[Literal["none"], only("none", because="this model does not reason apart")] | None = (
+        Field(None, description="The model does not reason apart from its answer.")
+    )
+    verbosity: Annotated[None, only(None, because="the length of answers is for the prompt to ask")] = Field(
+        None, description="There is no such thing here."
+    )
     service_tier: (
         Annotated[Literal["auto", "default"], only("auto", "default", because="there is one tier: default")] | None
-    ) = None
-    store: Annotated[Literal[False], only(False, because=NO_STORE)] | None = None
-    metadata: Annotated[dict[str, str], Field(max_length=0), only({}, because=NO_STORE)] | None = None
-    prompt_cache_key: Annotated[None, only(None, because="send cache_salt to keep caches apart")] = None
-    safety_identifier: Annotated[None, only(None, because="send user, which goes to the log")] = None
+    ) = Field(None, description="There is one.")
+    store: Annotated[Literal[False], only(False, because=NO_STORE)] | None = Field(
+        None, description="Nothing is kept of a request."
+    )
+    metadata: Annotated[dict[str, str], Field(max_length=0), only({}, because=NO_STORE)] | None = Field(
+        None, description="Nothing is kept of a request."
+    )
+    prompt_cache_key: Annotated[None, only(None, because="send cache_salt to keep caches apart")] = Field(
+        None, description="Send `cache_salt` to keep caches apart."
+    )
+    safety_identifier: Annotated[None, only(None, because="send user, which goes to the log")] = Field(
+        None, description="Send `user`."
+    )
 
     @property
     def length_field(self) -> str:

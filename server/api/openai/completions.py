@@ -7,7 +7,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from server.api.fields import MAX_TOKENS, PromptField, only, prompts_of
+from server.api.fields import MAX_TOKENS, FieldTexts, PromptField, only, prompts_of
 from server.api.openai.fields import OpenAIFields
 from server.errors import InvalidRequest
 from server.service.exchange import GenerateCommand
@@ -16,22 +16,28 @@ from server.service.exchange import GenerateCommand
 class CompletionRequest(OpenAIFields):
     """The body of `POST /v1/completions`. Exactly one of `prompt` and `fields` is given."""
 
-    prompt: PromptField | None = Field(None, description="Text, token ids, or a list of either (at most 64).")
-    fields: Annotated[dict[str, str], Field(max_length=64)] | None = Field(
-        None, description="What fills the adapter's template, by field name; instead of `prompt`."
-    )
+    prompt: PromptField | None = Field(None, description="As in `/v1/generate`.")
+    fields: FieldTexts | None = Field(None, description="What fills the adapter's template.")
     suffix: Annotated[
         None, only(None, because="this server writes what follows a prompt, not what stands before a suffix")
-    ] = None
-    max_tokens: int = Field(16, ge=0, le=MAX_TOKENS, description="Tokens to generate at most; 0 only with `echo`.")
+    ] = Field(None, description="This server writes what follows a prompt.")
+    max_tokens: int = Field(
+        16, ge=0, le=MAX_TOKENS, description="Tokens to generate at most; 0 only with `echo` or `prompt_logprobs`."
+    )
     logprobs: int | None = Field(
         None,
         ge=0,
         le=20,
-        description="Log-probability of each token, and of the likeliest k; with `echo` also the prompt's.",
+        description="Log-probability of each token, and of the likeliest *k*; with `echo`, the prompt's too.",
     )
-    echo: bool = Field(False, description="Begin the text with the prompt, as the model read it.")
-    best_of: int | None = Field(None, ge=1, le=16, description="Only the same as `n`: every choice is told.")
+    echo: bool = Field(
+        False,
+        description=(
+            "Begin the text with the prompt, as the model read it: an adapter's template is in it, "
+            "virtual tokens are not."
+        ),
+    )
+    best_of: int | None = Field(None, ge=1, le=16, description="Every choice is told; none is thrown away.")
 
     def command(self, adapter: str | None) -> GenerateCommand:
         """Return the request as the service takes it. Raises InvalidRequest."""

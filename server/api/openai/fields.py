@@ -28,18 +28,25 @@ class OpenAIFields(GenerationFields):
     """The fields of both routes."""
 
     model: Annotated[str, Field(max_length=400)] | None = Field(
-        None, description="The base model, an adapter, or `base:adapter`; absent: the base model."
+        None,
+        description=(
+            "The base model's name, an adapter's reference, or both as `base:adapter`; absent: the base model."
+        ),
     )
-    temperature: float = Field(1.0, ge=0, le=5, description="0 always takes the likeliest token.")
-    max_tokens: int | None = Field(None, ge=0, le=MAX_TOKENS)
-    stream_options: StreamOptions | None = Field(None, description="Only with `stream`.")
+    temperature: float = Field(1.0, ge=0, le=5, description="0 is greedy: always the likeliest token.")
+    max_tokens: int | None = Field(None, ge=0, le=MAX_TOKENS, description="Tokens to generate at most.")
+    stream_options: StreamOptions | None = Field(
+        None, description="What a stream tells beside the text; only with `stream`."
+    )
     user: Annotated[str, Field(min_length=1, max_length=128)] | None = Field(
         None, description="Who your user is, in your own words; it goes to the request's log line."
     )
     request_id: Annotated[str, Field(pattern=r"^[A-Za-z0-9._:-]{1,64}$")] | None = Field(
-        None, description="Names the request, in the reply's `id` and the log, as the header `X-Request-Id` does."
+        None, description="Names the request, as the header `X-Request-Id` does."
     )
-    priority: Annotated[Literal[0], only(0, because="requests are served by their age; only 0 is taken")] = 0
+    priority: Annotated[Literal[0], only(0, because="requests are served by their age; only 0 is taken")] = Field(
+        0, description="Requests are served by their age."
+    )
 
     def check_stream(self) -> None:
         """Raise InvalidRequest for what a stream, or a whole reply, does not have."""

@@ -8,12 +8,12 @@ from starlette.responses import Response
 from server.api.auth import CurrentTenant, protected_router
 from server.api.body import read_json
 from server.api.client import unless_gone
-from server.api.generate import EVENTS, MAX_BODY
-from server.api.openapi import json_body
+from server.api.generate import MAX_BODY
+from server.api.openapi import event_stream, json_body
 from server.api.streaming import answer
-from server.api.tgi.replies import TgiReply
+from server.api.tgi.replies import TgiEvent, TgiReply
 from server.api.tgi.schemas import TgiRequest
-from server.api.tgi.words import TgiRoute, tgi_replies
+from server.api.tgi.words import TgiError, TgiRoute, tgi_replies
 from server.api.tgi.writer import TgiWriter
 from server.errors import InvalidRequest
 from server.service.generation import GenerationService
@@ -22,6 +22,7 @@ from server.service.tenants import Tenant
 
 _ERRORS = tgi_replies(401, 404, 413, 415, 422, 424, 429, 500)
 _BODY = json_body(TgiRequest)
+_EVENTS = event_stream("A token, or an error.", TgiEvent, TgiError)
 
 router = protected_router(route_class=TgiRoute)
 
@@ -29,7 +30,7 @@ router = protected_router(route_class=TgiRoute)
 @router.post(
     "/",
     response_model=None,
-    responses={200: {"model": list[TgiReply], "content": EVENTS}, **_ERRORS},
+    responses={200: {"model": list[TgiReply], "content": _EVENTS}, **_ERRORS},
     openapi_extra=_BODY,
 )
 async def generate_listed(request: Request, tenant: CurrentTenant) -> Response:
@@ -55,7 +56,7 @@ async def generate_whole(request: Request, tenant: CurrentTenant) -> Response:
 @router.post(
     "/generate_stream",
     response_model=None,
-    responses={200: {"content": EVENTS, "description": "Events"}, **_ERRORS},
+    responses={200: {"content": _EVENTS, "description": "Events"}, **_ERRORS},
     openapi_extra=_BODY,
 )
 async def generate_streamed(request: Request, tenant: CurrentTenant) -> Response:

@@ -51,37 +51,58 @@ class TgiParameters(Strict):
     """How to generate: the fields of TGI 3 and LoRAX 0.6."""
 
     adapter_id: Adapter | None = Field(
-        None, description="`name`, `tenant/name`, with `@v3` or `@sha256:…`; absent or empty: the base model."
+        None, description="`name` or `tenant/name`, with `@v3` or `@sha256:…`; absent or empty: the base model."
     )
-    adapter_source: OwnStore | None = Field(None, description="Only `local`: adapters are this server's own.")
-    api_token: NoToken = None
-    merged_adapters: NoMerging = None
+    adapter_source: OwnStore | None = Field(None, description="Adapters come from this server's store.")
+    api_token: NoToken = Field(None, description="No token is taken for another store.")
+    merged_adapters: NoMerging = Field(None, description="Adapters are not merged.")
     do_sample: bool = Field(False, description="Draw tokens, at temperature 1 where none is given.")
-    temperature: float | None = Field(None, ge=0, le=5, description="0: greedy. Other than 1: draw tokens.")
-    top_k: int | None = Field(None, ge=1, le=2**31 - 1, description="Draw from the k likeliest.")
-    top_p: float | None = Field(None, gt=0, le=1, description="Below 1: draw from the likeliest with this probability.")
-    typical_p: float | None = Field(None, gt=0, le=1, description="Below 1: draw from the most typical with this.")
-    repetition_penalty: float = Field(1.0, gt=0, le=10)
-    frequency_penalty: float = Field(0.0, ge=-2, le=2)
-    presence_penalty: float = Field(0.0, ge=-2, le=2)
+    temperature: float | None = Field(
+        None,
+        ge=0,
+        le=5,
+        description="0 is greedy whatever else is said. Any other than 1 draws, without `do_sample` too.",
+    )
+    top_k: int | None = Field(None, ge=1, le=2**31 - 1, description="Draw from the *k* likeliest.")
+    top_p: float | None = Field(
+        None, gt=0, le=1, description="Below 1: draw from the likeliest that together have this probability."
+    )
+    typical_p: float | None = Field(
+        None, gt=0, le=1, description="Below 1: draw from the most typical that together have this probability."
+    )
+    repetition_penalty: float = Field(1.0, gt=0, le=10, description="On tokens of prompt and output; 1: off.")
+    frequency_penalty: float = Field(0.0, ge=-2, le=2, description="On tokens of the output, by count.")
+    presence_penalty: float = Field(0.0, ge=-2, le=2, description="On tokens of the output.")
     max_new_tokens: int | None = Field(
-        None, ge=1, le=MAX_TOKENS, description="Default: 256, or what the context leaves."
+        None, ge=1, le=MAX_TOKENS, description="Tokens to generate at most. Default: 256, or what the context leaves."
     )
     ignore_eos_token: bool = Field(False, description="Go on past the model's own end of sequence.")
-    stop: Stops = Field(default_factory=list, description="Strings that end the text; they stay in it.")
+    stop: Stops = Field(
+        default_factory=list, description="Strings that end the text. They stay in it, as they do in both servers."
+    )
     stop_sequences: Stops = Field(default_factory=list, description="Another name of `stop`.")
-    truncate: int | None = Field(None, ge=1, le=MAX_TOKENS, description="Keep so many of the last prompt tokens.")
-    seed: int | None = Field(None, ge=0, le=2**63 - 1, description="Absent: drawn, and told where tokens are drawn.")
-    best_of: OneAnswer = Field(1, description="Only 1: a request has one answer.")
-    watermark: NoWatermark = Field(False, description="Only `false`.")
-    return_full_text: bool = Field(False, description="Put the prompt before the generated text.")
+    truncate: int | None = Field(
+        None, ge=1, le=MAX_TOKENS, description="Keep this many of the prompt's last tokens, and every virtual one."
+    )
+    seed: int | None = Field(
+        None, ge=0, le=2**63 - 1, description="Told in the details where tokens are drawn. Absent: drawn."
+    )
+    best_of: OneAnswer = Field(1, description="One answer to a request.")
+    watermark: NoWatermark = Field(False, description="Texts are not watermarked.")
+    return_full_text: bool = Field(False, description="Put `inputs` before the generated text.")
     details: bool = Field(False, description="Tell the tokens, and how the text ended.")
-    decoder_input_details: bool = Field(False, description="Tell the prompt's tokens too; not in a stream.")
-    top_n_tokens: int | None = Field(None, ge=0, le=20, description="Tell the likeliest n at each place, as TGI does.")
-    return_k_alternatives: int | None = Field(None, ge=1, le=20, description="The same, as LoRAX does.")
-    grammar: TgiGrammar | None = None
-    response_format: LoraxFormat | None = Field(None, description="Not beside `grammar`.")
-    apply_chat_template: NoTemplate = Field(False, description="Only `false`.")
+    decoder_input_details: bool = Field(False, description="Tell the prompt's tokens as well; not in a stream.")
+    top_n_tokens: int | None = Field(
+        None, ge=0, le=20, description="Tell the likeliest *n* at each place in `top_tokens`, as TGI does."
+    )
+    return_k_alternatives: int | None = Field(
+        None, ge=1, le=20, description="Tell the likeliest *k* in each token's `alternative_tokens`, as LoRAX does."
+    )
+    grammar: TgiGrammar | None = Field(None, description="TGI's: `json` or `json_schema` with a schema, or `regex`.")
+    response_format: LoraxFormat | None = Field(
+        None, description="LoRAX's: `text`, `json_object` or `json_schema`. Not beside `grammar`."
+    )
+    apply_chat_template: NoTemplate = Field(False, description="Conversations go to `/v1/chat/completions`.")
 
     @model_validator(mode="after")
     def _agree(self) -> Self:
@@ -115,8 +136,10 @@ class TgiParameters(Strict):
 class TgiRequest(Strict):
     """The body of `POST /`, `POST /generate` and `POST /generate_stream`."""
 
-    inputs: str
-    parameters: TgiParameters = Field(default_factory=lambda: TgiParameters.model_validate({}))
+    inputs: str = Field(description="The prompt, as text.")
+    parameters: TgiParameters = Field(
+        default_factory=lambda: TgiParameters.model_validate({}), description="How to generate."
+    )
     stream: bool | None = Field(
         None, description="Send the answer as server-sent events. `/generate` never does, `/generate_stream` always."
     )
