@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 
 from server.machine import read_machine
-from tests.clients.fuzzing import CHECKS, fake_server, fuzz
+from tests.fuzzing.fuzzing import CHECKS, fake_server, fuzz
 
 CASES = 10_000
 RESULTS = Path(__file__).parent / "results" / "schemathesis.json"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from tests.clients.fuzzing import fake_server, fuzz
+from tests.fuzzing.fuzzing import fake_server, fuzz
 
 
 def test_what_is_documented_is_what_is_answered(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""A whole API process over a fake engine, which answers at once: `python -m tests.clients.serve_fake FOLDER`.
+"""A whole API process over a fake engine, which answers at once: `python -m tests.fuzzing.serve_fake FOLDER`.
 
 Prints its URL and a key, and serves until SIGTERM. There are three adapters, and a context of 128 tokens.
 """

@@ -13,7 +13,7 @@ from typing import Any
 from tests.clients.environments import environment
 from tests.e2e.running import ROOT
 
-REQUIREMENTS = Path(__file__).parent / "requirements" / "schemathesis.txt"
+REQUIREMENTS = Path(__file__).parent / "schemathesis.txt"
 CHECKS = (
     "not_a_server_error",
     "status_code_conformance",
@@ -29,7 +29,7 @@ CHECKS = (
 def fake_server(folder: Path) -> Iterator[tuple[str, str]]:
     """Give the URL and a key of a server in a process of its own; its log is `folder/server.log`."""
     with (folder / "server.log").open("w") as log:
-        command = [sys.executable, "-m", "tests.clients.serve_fake", str(folder)]
+        command = [sys.executable, "-m", "tests.fuzzing.serve_fake", str(folder)]
         process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, cwd=ROOT, text=True)
         try:
             assert process.stdout is not None
