@@ -265,7 +265,7 @@ def test_an_aborted_sequence_is_forgotten_before_and_after_its_grammar_is_read(f
             engine.handle(message)
         engine.step()
         assert engine.waits
-        engine.handle(Submit(2, (5, 6), sampled(2, written)))
+        engine.handle(Submit(2, (5, 6), sampled(2, grammar("regex", "[a-y]{50,}"))))
         for message in engine.drain(block=True):
             assert message is not None
             engine.handle(message)
