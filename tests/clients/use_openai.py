@@ -11,7 +11,12 @@ from told import KEY, PROMPT, URL, full_server, raised, tell, until_killed
 client = OpenAI(base_url=f"{URL}/v1", api_key=KEY, max_retries=0)
 MESSAGES: Any = [{"role": "user", "content": PROMPT}]
 GREEDY: Any = {"temperature": 0, "max_tokens": 24}
-YEAR = {"type": "object", "properties": {"year": {"type": "integer", "maximum": 9999}}, "required": ["year"]}
+YEAR = {
+    "type": "object",
+    "properties": {"year": {"type": "integer", "maximum": 9999}},
+    "required": ["year"],
+    "additionalProperties": False,
+}
 
 
 def complete(**fields: Any) -> Any:
