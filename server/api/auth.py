@@ -8,6 +8,7 @@ from fastapi import APIRouter, Depends, Request
 from fastapi.routing import APIRoute
 
 from server.api.record import record_of
+from server.errors import InvalidRequest
 from server.service.tenants import KeyRing, Tenant
 
 
@@ -20,10 +21,17 @@ def authorise(request: Request) -> Tenant:
     return tenant
 
 
+async def refuse_query(request: Request) -> None:
+    """Raise InvalidRequest for parameters in the URL: no route has any, and what is not heard is not taken."""
+    for name in request.query_params:
+        raise InvalidRequest(f"{name[:64]}: unknown parameter; this route has none in its URL", param=name[:64])
+
+
 CurrentTenant = Annotated[Tenant, Depends(authorise)]
 """A route's parameter of this type is the caller."""
 
 
 def protected_router(prefix: str = "", route_class: type[APIRoute] = APIRoute) -> APIRouter:
-    """Return a router for routes under `prefix`; none of them is reached without a key."""
-    return APIRouter(prefix=prefix, dependencies=[Depends(authorise)], route_class=route_class)
+    """Return a router for routes under `prefix`; none of them is reached without a key, or with a query."""
+    dependencies = [Depends(authorise), Depends(refuse_query)]
+    return APIRouter(prefix=prefix, dependencies=dependencies, route_class=route_class)

@@ -46,7 +46,7 @@ class TgiInfo(BaseModel):
     version: str
 
 
-@router.get("/info", responses=tgi_replies(401, 500))
+@router.get("/info", responses=tgi_replies(401, 422, 500))
 async def info(request: Request) -> TgiInfo:
     """Tell what is served, and its limits."""
     base: core.BaseModel = request.app.state.base

@@ -182,7 +182,7 @@ async def test_the_document_tells_of_every_status(api: Api) -> None:
     paths = (await api.client.get("/openapi.json")).json()["paths"]
     generating = {"200", "400", "401", "404", "405", "413", "415", "422", "424", "429", "500"}
     assert all(set(paths[route]["post"]["responses"]) == generating for route in ROUTES)
-    assert set(paths["/info"]["get"]["responses"]) == {"200", "400", "401", "405", "500"}
+    assert set(paths["/info"]["get"]["responses"]) == {"200", "400", "401", "405", "422", "500"}
     assert set(paths["/health"]["get"]["responses"]) == {"200", "400", "405", "500", "503"}
     refused(await api.client.post("/health"), 405, None)
 
