@@ -9,6 +9,8 @@ import json
 import os
 import signal
 import sys
+import time
+import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -42,16 +44,27 @@ def raised(call: Callable[[], Any]) -> dict[str, Any]:
 
 @contextmanager
 def full_server() -> Iterator[None]:
-    """Hold every place of the server."""
-    body = {"prompt": "x", "n": 4, "max_tokens": 4000, "ignore_eos": True, "stream": True}
-    request = urllib.request.Request(
-        f"{URL}/v1/generate",
-        json.dumps(body).encode(),
-        {"Content-Type": "application/json", "Authorization": f"Bearer {KEY}"},
-    )
-    with urllib.request.urlopen(request) as response:
+    """Hold every place of the server, and afterwards wait until it has noticed that they are free."""
+    with urllib.request.urlopen(_request(n=4, max_tokens=4000, ignore_eos=True, stream=True)) as response:
         response.readline()
         yield
+    deadline = time.monotonic() + 20
+    while True:
+        try:
+            urllib.request.urlopen(_request(n=4, max_tokens=1)).read()
+            return
+        except urllib.error.HTTPError as error:
+            if error.code != 503 or time.monotonic() > deadline:
+                raise
+        time.sleep(0.05)
+
+
+def _request(**fields: Any) -> urllib.request.Request:
+    return urllib.request.Request(
+        f"{URL}/v1/generate",
+        json.dumps({"prompt": "x", **fields}).encode(),
+        {"Content-Type": "application/json", "Authorization": f"Bearer {KEY}"},
+    )
 
 
 def kill_engine() -> None:

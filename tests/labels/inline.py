@@ -73,6 +73,9 @@ class InlineEngine:
     def on_report(self, listener: Callable[[StepReport], None]) -> None:
         self._listeners.append(listener)
 
+    def on_death(self, listener: Callable[[], None]) -> None:
+        """It never dies."""
+
     @property
     def engine(self) -> Engine:
         """What it drives."""
