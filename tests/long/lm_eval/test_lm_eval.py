@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import platform
+import re
+import shlex
+import subprocess
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -16,7 +20,10 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from server.machine import read_machine
+from tests.clients.environments import environment
 from tests.clients.serving import Served
+from tests.docs.commands import commands
+from tests.docs.markdown import DOCS, fences
 from tests.e2e.running import MODEL, ROOT
 
 HERE = Path(__file__).parent
@@ -91,3 +98,23 @@ def test_log_likelihoods_are_those_of_transformers_and_peft(told: dict[str, Any]
     )
     assert max(distances.values()) <= 1e-3
     assert told["adapter"]["accuracy"] > told["base"]["accuracy"]
+
+
+def test_the_pages_command_runs(served: Served, tmp_path: Path) -> None:
+    (task,) = (fence.text for fence in fences(DOCS / "clients.md", "yaml"))
+    (line,) = (line for line in commands(DOCS / "clients.md") if "lm_eval" in line)
+    (tmp_path / "spam.yaml").write_text(task.replace("examples/data", str(ROOT / "examples/data")))
+    line = line.replace("http://127.0.0.1:8000", served.server.url).replace("wb_…", served.key)
+    key, program, *arguments = shlex.split(line)
+    binary = environment(HERE / "lm_eval.txt").parent / program
+    kept = {name: value for name, value in os.environ.items() if name in ("PATH", "LANG", "SSL_CERT_FILE")}
+    done = subprocess.run(
+        [str(binary), *arguments],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        env=kept | dict([key.split("=", 1)]) | {"HOME": str(tmp_path), "HF_HUB_OFFLINE": "1", "NO_PROXY": "*"},
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-4000:]
+    assert re.search(r"\|spam\s*\|.*\|acc\s*\|", done.stdout), done.stdout
