@@ -11,7 +11,7 @@ from benchmarks.servers import Server
 AIMS = {32: 1.35, 128: 1.5, 1024: 3.0}
 """The ratio that is aimed at, by the number of virtual tokens."""
 
-REPEATS = {32: 5, 128: 5, 1024: 3}
+REPEATS = {32: 4, 128: 4, 1024: 3}
 CLIENTS = 32
 ADAPTERS = 16
 

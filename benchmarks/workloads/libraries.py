@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 from benchmarks.adapters import Recipe
 from benchmarks.asks import Ask
 from benchmarks.bench import PROMPT, WARM_TOKENS, Bench, Side
@@ -25,22 +27,24 @@ def run_peft(bench: Bench) -> Findings:
 
     count = 4 if bench.options.quick else CLIENTS
 
-    def asks(turn: int) -> list[Ask]:
-        prompts = bench.prompts(count, PROMPT, "peft", turn)
+    def asks(kind: str, turn: int) -> list[Ask]:
+        """No prompt comes twice, not even in the other comparison: a server may reuse what it computed for the first."""
+        prompts = bench.prompts(count, PROMPT, kind, turn)
         return [Ask(prompt, adapter=recipes[i % ADAPTERS].name) for i, prompt in enumerate(prompts)]
 
-    warm = [Ask(ask.prompt, WARM_TOKENS, ask.adapter) for ask in asks(-1)]
-    ours = bench.side(bench.ours(), asks, CLIENTS, warm=warm)
     found = Findings()
     for kind, name, aim in (
         ("peft", f"{count} requests, one at a time", PEFT_AIM),
         ("peft-grouped", f"{count} requests, an adapter's in a batch", None),
     ):
+        turns = partial(asks, kind)
+        warm = [Ask(ask.prompt, WARM_TOKENS, ask.adapter) for ask in turns(-1)]
         peer = start_library(kind, bench.model, bench.folder, folders)
         try:
             bench.said(f"warming {kind}")
             peer.measure(warm[:2])
-            theirs = Side(kind, lambda turn, peer=peer: peer.measure(asks(turn)))  # type: ignore[misc]
+            ours = bench.side(bench.ours(), turns, CLIENTS, warm=warm)
+            theirs = Side(kind, lambda turn, peer=peer, turns=turns: peer.measure(turns(turn)))  # type: ignore[misc]
             found.comparisons.append(bench.compare(name, ours, theirs, repeats=1, target=aim))
         finally:
             peer.stop()

@@ -9,10 +9,10 @@ from benchmarks.bench import PROMPT, Bench
 from benchmarks.results import Findings, Point, turn_of
 from benchmarks.servers import Server
 
-SHARES = (0.25, 0.5, 0.7, 0.85, 1.0)
+SHARES = (0.25, 0.5, 0.75, 1.0)
 """Offered loads, as shares of what our server finishes when 64 clients never pause."""
 
-SECONDS, QUICK_SECONDS = 12.0, 3.0
+SECONDS, QUICK_SECONDS = 10.0, 3.0
 KEPT_UP = 0.85
 """A server that finishes less than this share of what is offered is saturated, and is offered no more."""
 

@@ -12,7 +12,7 @@ AIMS = {1: 1.4, 8: 1.5, 32: 1.3, 64: 1.3}
 ROUNDS = {1: 2, 8: 2, 32: 2, 64: 2}
 """Requests that each client sends in a turn."""
 
-REPEATS = {1: 4, 8: 5, 32: 5, 64: 4}
+REPEATS = {1: 3, 8: 4, 32: 4, 64: 3}
 
 FIRST_TOKEN_CLIENTS = 32
 
