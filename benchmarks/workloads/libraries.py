@@ -28,7 +28,7 @@ def run_peft(bench: Bench) -> Findings:
     count = 4 if bench.options.quick else CLIENTS
 
     def asks(kind: str, turn: int) -> list[Ask]:
-        """No prompt comes twice, not even in the other comparison: a server may reuse what it computed for the first."""
+        """No prompt comes twice, not even in the other comparison: a server may reuse what it has computed."""
         prompts = bench.prompts(count, PROMPT, kind, turn)
         return [Ask(prompt, adapter=recipes[i % ADAPTERS].name) for i, prompt in enumerate(prompts)]
 
