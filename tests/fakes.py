@@ -93,7 +93,8 @@ class FakeEngine:
     """An `EngineClient` without an engine: one step of every open sequence per turn of the event loop.
 
     `step_seconds` slows it down. `pause()` holds its steps until `resume()`. `die()` and `revive()` play a crash.
-    What it was asked stands in `submitted`, `checked` and `forgotten`. It counts as found all tokens but the last of a
+    Sequences with a number in `waits` never get their turn. What it was asked stands in `submitted`, `checked` and
+    `forgotten`. It counts as found all tokens but the last of a
     prompt that it was sent before, with the same salt and adapter.
     """
 
@@ -124,6 +125,7 @@ class FakeEngine:
         self.forgotten: list[str] = []
         self.rejects: str = ""
         self.fail_after: int | None = None
+        self.waits: frozenset[int] = frozenset()
 
     @property
     def ready(self) -> bool:
@@ -223,7 +225,7 @@ class FakeEngine:
             await asyncio.sleep(self._step_seconds)
 
     def _step(self) -> None:
-        batch = self.running
+        batch = [stream for stream in self.running if stream.number not in self.waits]
         events = tuple(event for stream in batch if (event := self._advance(stream)) is not None)
         report = StepReport(events=events, stats=self._stats(batch))
         for listener in self._listeners:

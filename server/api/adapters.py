@@ -14,7 +14,7 @@ from starlette.responses import JSONResponse, Response
 from server.api.auth import CurrentTenant, protected_router
 from server.api.client import unless_gone
 from server.api.multipart import Form, read_form
-from server.api.openapi import ANY_ROUTE, error_replies, form_body
+from server.api.openapi import ANY_ROUTE, WITH_BODY, error_replies, form_body
 from server.api.record import record_of
 from server.core import AdapterKind
 from server.errors import InvalidRequest
@@ -76,7 +76,7 @@ Reference = Annotated[str, PathParameter(max_length=200, description="`name` or 
     responses={
         200: {"model": AdapterCard},
         201: {"model": AdapterCard},
-        **error_replies((*ANY_ROUTE, 404, 413, 415, 422)),
+        **error_replies((*WITH_BODY, 404, 422)),
     },
     openapi_extra=_FORM,
 )

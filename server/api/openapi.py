@@ -32,10 +32,10 @@ class ErrorReply(BaseModel):
 ANY_ROUTE = (400, 401, 405, 500, 503)
 """Statuses that every route behind a key may answer."""
 
-WITH_BODY = (*ANY_ROUTE, 413, 415)
+WITH_BODY = (*ANY_ROUTE, 408, 413, 415)
 """And those of routes with a JSON body."""
 
-GENERATING = (*WITH_BODY, 404, 408, 422)
+GENERATING = (*WITH_BODY, 404, 422)
 """And those of routes that generate text, perhaps with an adapter."""
 
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+from collections.abc import Callable
 from dataclasses import asdict
 from json.encoder import encode_basestring
 from typing import Any, Literal
 
 from pydantic import BaseModel
+from starlette.responses import Response
 
 from server.api.errors import error_body
 from server.core import AdapterKind
@@ -20,6 +23,27 @@ from server.service.run import Run
 def write_json(data: Any) -> str:
     """Return JSON without blanks, text as it is."""
     return json.dumps(data, ensure_ascii=False, separators=(",", ":"))
+
+
+PIECE = 256
+"""Items of a long list that are written at once."""
+
+
+def write_large(data: Any) -> str:
+    """Return what `write_json` returns, written a piece at a time: other threads have their turns in between."""
+    if isinstance(data, dict):
+        return "{" + ",".join([f"{write_json(name)}:{write_large(item)}" for name, item in data.items()]) + "}"
+    if not isinstance(data, list):
+        return write_json(data)
+    if len(data) <= PIECE:
+        return "[" + ",".join([write_large(item) for item in data]) + "]"
+    return "[" + ",".join([write_json(data[i : i + PIECE])[1:-1] for i in range(0, len(data), PIECE)]) + "]"
+
+
+async def large_reply(make: Callable[[], Any], headers: dict[str, str] | None = None) -> Response:
+    """Return as JSON what `make` tells. Both are done in a thread: what fills megabytes would hold every stream up."""
+    body = await asyncio.to_thread(lambda: write_large(make()).encode())
+    return Response(body, media_type="application/json", headers=headers)
 
 
 class AdapterReply(BaseModel):

@@ -11,9 +11,13 @@ from starlette.types import Receive, Scope, Send
 
 from server.api.client import ClientGone, unless_gone
 from server.api.record import CLIENT_GONE, PLAIN_SEND, RequestRecord, record_of
+from server.api.replies import large_reply
 from server.errors import WaybillError
 from server.service.exchange import Delta
 from server.service.run import Run
+
+MANY_SCORES = 256
+"""Tokens that are told with their log-probabilities: a reply with more is written beside the event loop."""
 
 DONE = b"data: [DONE]\n\n"
 
@@ -60,7 +64,10 @@ async def answer(request: Request, run: Run, writer: Writer, *, stream: bool) ->
             handed_over = True
             return EventStream(run, writer, record)
         await unless_gone(request.receive, run.finished())
-        return JSONResponse(writer.whole(), headers=adapter_headers(run) | writer.headers())
+        headers = adapter_headers(run) | writer.headers()
+        if sum(choice.num_scored for choice in run.choices) > MANY_SCORES:
+            return await unless_gone(request.receive, large_reply(writer.whole, headers))
+        return JSONResponse(writer.whole(), headers=headers)
     finally:
         if not handed_over:
             _end(run, record)

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
-from typing import Annotated
+from typing import Annotated, Any
 
 from fastapi import Request
 from pydantic import BaseModel, Field
@@ -17,12 +16,13 @@ from server.api.generate import MAX_BODY
 from server.api.openai.chat import Message
 from server.api.openai.selection import Selection, reraised, select
 from server.api.openapi import ANY_ROUTE, WITH_BODY, error_replies, json_body
+from server.api.replies import large_reply
 from server.api.strict import Strict
 from server.engine.client import EngineClient
 from server.errors import InvalidRequest, WaybillError
 from server.service.tenants import Tenant
 from server.service.tokenizer import Tokenizer
-from server.service.tokenizing import Question, TokenizingService
+from server.service.tokenizing import Located, Question, TokenizingService
 
 router = protected_router()
 
@@ -147,21 +147,25 @@ async def tokenize(request: Request, tenant: CurrentTenant) -> Response:
     if body.inputs is not None:
         _only_text(body, selection)
         located = service.locate(body.inputs, add_special_tokens=body.add_special_tokens is not False)
-        return JSONResponse([asdict(token) for token in await unless_gone(request.receive, located)])
+        found = await unless_gone(request.receive, located)
+        return await unless_gone(request.receive, large_reply(lambda: [_located(token) for token in found]))
     try:
         tokenized = await unless_gone(request.receive, service.tokenize(tenant, body.question(selection.adapter)))
     except WaybillError as error:
         raise reraised(error, selection.model) from None
     tokenizer: Tokenizer = request.app.state.tokenizer
     engine: EngineClient = request.app.state.engine
-    reply = TokenizeReply(
-        count=len(tokenized.ids),
-        max_model_len=engine.hello.max_model_len,
-        tokens=list(tokenized.ids),
-        token_strs=[tokenizer.piece(token) for token in tokenized.ids] if body.return_token_strs else None,
-        virtual_tokens=tokenized.virtual_tokens,
-    )
-    return JSONResponse(reply.model_dump())
+
+    def told() -> dict[str, Any]:
+        return TokenizeReply(
+            count=len(tokenized.ids),
+            max_model_len=engine.hello.max_model_len,
+            tokens=list(tokenized.ids),
+            token_strs=[tokenizer.piece(token) for token in tokenized.ids] if body.return_token_strs else None,
+            virtual_tokens=tokenized.virtual_tokens,
+        ).model_dump()
+
+    return await unless_gone(request.receive, large_reply(told))
 
 
 @router.post(
@@ -204,6 +208,10 @@ async def tokenizer_info(request: Request) -> TokenizerInfo:
 async def _select(request: Request, tenant: Tenant, model: str | None, adapter: str | None) -> Selection:
     state = request.app.state
     return await select(state.adapters, tenant, state.base.name, model=model, adapter=adapter)
+
+
+def _located(token: Located) -> dict[str, Any]:
+    return {"id": token.id, "text": token.text, "start": token.start, "stop": token.stop}
 
 
 def _only_text(body: TokenizeRequest, selection: Selection) -> None:

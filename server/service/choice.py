@@ -77,6 +77,11 @@ class Choice:
         return self._prompt.logprobs(self._stream.scores) if self._stream.scores else ()
 
     @property
+    def num_scored(self) -> int:
+        """How many tokens have log-probabilities to tell, those of the prompt among them."""
+        return len(self.logprobs) + sum(len(scores.logprobs) for scores in self._stream.scores)
+
+    @property
     def cached_tokens(self) -> int:
         """Text tokens of the prompt that were computed for an earlier call; those of the prefix are not counted."""
         return 0 if self.started is None else self._prompt.cached(self.started.cached_tokens)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import secrets
+import threading
 import time
 
 from server.core import AdapterSource, BaseModel, FinishReason, PrefixKey, SamplingParams, Scoring
@@ -80,7 +81,7 @@ class GenerationService:
                 structure = command.structure
                 grammar = None if structure is None else await self._structures.read(structure)
                 await self._engine.wait_ready(RESTART_WAIT)
-            more = sum(prompt.sequences(_abreast(command)) - 1 for prompt in asked if isinstance(prompt, Joined))
+            more = sum(prompt.sequences(self._abreast(command)) - 1 for prompt in asked if isinstance(prompt, Joined))
             if more:
                 self._gate.enter(more)
                 places += more
@@ -117,8 +118,12 @@ class GenerationService:
     async def _render(self, version: Version | None, command: GenerateCommand) -> list[RenderedPrompt | Joined]:
         """Render every prompt in a thread: templates and tokenizers are not made to share an event loop."""
         spec = None if version is None else version.spec
+        hello = self._engine.hello
+        given_up = threading.Event()  # a thread cannot be cancelled, and a thousand labels take it a while
 
         def one(prompt: Prompt | None, label: str = "") -> RenderedPrompt:
+            if given_up.is_set():
+                raise DeadlineReached("nobody waits for it any more")
             return self._prompter.render(
                 spec,
                 prompt=prompt,
@@ -131,13 +136,19 @@ class GenerationService:
             )
 
         def with_labels(prompt: Prompt | None) -> Joined:
+            alone = one(prompt)
+            # Text that can never fit is not read once more with every label.
+            _require_room(len(alone.tokens), 0, hello, "the prompt", "prompt")
             together = [one(prompt, label) for label in command.labels]
-            return join(one(prompt), together, command.labels, self._base.vocab_size)
+            return join(alone, together, command.labels, self._base.vocab_size)
 
         def work() -> list[RenderedPrompt | Joined]:
             return [with_labels(prompt) if command.labels else one(prompt) for prompt in command.prompts or (None,)]
 
-        return await asyncio.to_thread(work)
+        try:
+            return await asyncio.to_thread(work)
+        finally:
+            given_up.set()
 
     def _start(
         self,
@@ -222,11 +233,15 @@ class GenerationService:
             index,
             joined,
             submit,
-            abreast=_abreast(command),
+            abreast=self._abreast(command),
             prompt=PromptTokens(joined.shared, self._base.vocab_size, self._tokenizer.token_text),
             detokenizer=Detokenizer(self._tokenizer),
             observe_gap=self._metrics.observe_gap,
         )
+
+    def _abreast(self, command: GenerateCommand) -> int:
+        """Return how many sequences for the labels of one prompt may be open at once."""
+        return max(1, min(MAX_SEQUENCES, self._gate.limit) // command.num_prompts)
 
     def _source(self, version: Version, prompt: RenderedPrompt) -> AdapterSource:
         spec = version.spec
@@ -291,18 +306,14 @@ def _scoring(command: GenerateCommand) -> Scoring | None:
     return None if command.prompt_logprobs is None else Scoring(top=command.prompt_logprobs)
 
 
-def _abreast(command: GenerateCommand) -> int:
-    """Return how many sequences for the labels of one prompt may be open at once."""
-    return max(1, MAX_SEQUENCES // command.num_prompts)
-
-
 def _max_tokens(
     command: GenerateCommand, prompt: RenderedPrompt | Joined, source: AdapterSource | None, hello: Hello
 ) -> int:
     """Return how many tokens to generate. Raises ContextTooLong for what can never fit this engine."""
     prefix = 0 if source is None else source.prefix_len
     if isinstance(prompt, Joined):
-        _require_room(prefix + len(prompt.shared.tokens) + prompt.longest, prefix, hello)
+        longest = prefix + len(prompt.shared.tokens) + prompt.longest
+        _require_room(longest, prefix, hello, "the prompt with its longest label", "labels")
         return 0
     if not prompt.tokens:
         raise InvalidRequest("the prompt is empty: it holds no token", param="prompt")
@@ -324,13 +335,11 @@ def _max_tokens(
     return wanted
 
 
-def _require_room(tokens: int, prefix: int, hello: Hello) -> None:
-    """Raise ContextTooLong where a prompt with its longest label is more than fits this engine."""
+def _require_room(tokens: int, prefix: int, hello: Hello, what: str, param: str) -> None:
+    """Raise ContextTooLong where `what` is more than fits this engine."""
     room = min(hello.max_model_len, _capacity(prefix, hello))
     if tokens > room:
-        raise ContextTooLong(
-            f"the prompt with its longest label takes {tokens} tokens; the most are {room}", param="labels"
-        )
+        raise ContextTooLong(f"{what} takes {tokens} tokens; the most are {room}", param=param)
 
 
 def _capacity(prefix: int, hello: Hello) -> int:

@@ -159,6 +159,9 @@ class Prompter:
     ) -> tuple[tuple[int, ...], tuple[int, ...]]:
         if self._chat is None:
             raise InvalidRequest("this base model has no chat template: send prompt", param="messages")
+        # Before the work of the template too: what it would make of so much text does not matter.
+        contents = (message.get("content") for message in messages)
+        self.admit("".join(content for content in contents if isinstance(content, str)), "messages")
         place = "start" if spec is None else spec.chat
         before, after = self._chat.render(messages, place, add_generation_prompt=add_generation_prompt)
         if label:

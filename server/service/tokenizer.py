@@ -35,6 +35,7 @@ class SpecialShown:
 
     def __init__(self, tokenizer: Any) -> None:
         self._tokenizer = tokenizer
+        self._ones: dict[int, str] = {}  # at most one for each id of the vocabulary
 
     def decode(self, ids: Sequence[int]) -> str:
         """Return the text of ids."""
@@ -42,8 +43,11 @@ class SpecialShown:
         return text
 
     def decode_one(self, token: int) -> str:
-        """Return the text of one id."""
-        return self.decode((token,))
+        """Return the text of one id; asked again, it is remembered."""
+        text = self._ones.get(token)
+        if text is None:
+            text = self._ones[token] = self.decode((token,))
+        return text
 
 
 class Tokenizer:
@@ -75,6 +79,7 @@ class Tokenizer:
         self.vocab_size = self._usual.get_vocab_size(with_added_tokens=True)
         self.max_token_chars = max(map(len, self._usual.get_vocab(with_added_tokens=True)), default=1)
         """Characters of the longest token: no text is encoded to fewer than its length over this many tokens."""
+        self._added = _added(self._usual)
         self._literal = _load(source, config, self.names)
         self._literal.encode_special_tokens = True
         self._twins = _add_twins(self._literal, [token for token in added.values() if token.special])
@@ -94,12 +99,10 @@ class Tokenizer:
         """
         if last is None:
             return _ids(self._usual, text, add_special_tokens)
-        added = self._usual.num_special_tokens_to_add(False) if add_special_tokens else 0
-        if last <= added:
-            return _ids(self._usual, text, add_special_tokens=False)[-last:]
-        (encoding,) = self._usual.encode_batch_fast([text], add_special_tokens=False)
-        encoding.truncate(last - added, direction="left")
-        return tuple(self._usual.post_process(encoding, None, add_special_tokens).ids)
+        kept = _ids(self._usual, text, add_special_tokens=False)[-last:]
+        before, after = self._added if add_special_tokens else ((), ())
+        room = last - len(before) - len(after)
+        return kept if room <= 0 else (*before, *kept[-room:], *after)
 
     def locate(self, text: str, *, add_special_tokens: bool = True) -> list[tuple[int, int, int]]:
         """Return the ids that `encode` returns, each with the characters (from, to) of the text that it stands for.
@@ -239,6 +242,14 @@ def _ids(tokenizer: Any, text: str, add_special_tokens: bool) -> tuple[int, ...]
     """Encode as a batch of one: that lets other threads run meanwhile, and a long text takes a second."""
     (encoding,) = tokenizer.encode_batch_fast([text], add_special_tokens=add_special_tokens)
     return tuple(encoding.ids)
+
+
+def _added(tokenizer: Any) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Return the ids that the tokenizer adds by itself before and behind any text."""
+    encoding = tokenizer.encode("a", add_special_tokens=True)
+    own = [place for place, is_added in enumerate(encoding.special_tokens_mask) if not is_added]
+    own = own or [len(encoding.ids)]  # the text may have no token of its own
+    return tuple(encoding.ids[: own[0]]), tuple(encoding.ids[own[-1] + 1 :])
 
 
 def _add_twins(tokenizer: Any, special: Sequence[Any]) -> dict[str, str]:

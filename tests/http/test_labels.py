@@ -165,6 +165,20 @@ async def test_the_prompt_has_to_fit_with_its_longest_label(api: Api) -> None:
     assert (await api.generate(prompt="x" * 1020, labels=["abcd", "abc"])).status_code == 200
 
 
+async def test_a_prompt_that_can_never_fit_is_not_read_with_every_label(api: Api) -> None:
+    answer = await api.generate(prompt="x" * 1100, labels=LABELS)
+    assert "1100 tokens" in refused(answer, 400, "context_length_exceeded", "prompt")
+
+
+async def test_a_server_with_few_places_scores_many_labels_in_turn(make_api: MakeApi) -> None:
+    api = await make_api(max_seqs=2, queue=2)
+    labels = [f"{letter}!" for letter in "abcdefgh"]
+    reply = (await api.generate(prompt=["one? ", "two? "], labels=labels)).json()
+    for choice, prompt in zip(reply["choices"], (b"one? ", b"two? "), strict=True):
+        require(choice, prompt, labels)
+    assert api.app.state.gate.open == 0
+
+
 async def test_a_full_queue_turns_labels_away_before_anything_is_computed(make_api: MakeApi) -> None:
     api = await make_api(max_seqs=2, queue=2)
     body = {"prompt": "x", "labels": ["ab", "cd", "ef"]}

@@ -21,6 +21,7 @@ from tests.http.test_bad_requests import refused
 from tests.http.test_life import gate_is_empty
 
 JSON = ("/v1/generate", "application/json", b'{"prompt":')
+OTHERS = [(path, *JSON[1:]) for path in ("/v1/chat/completions", "/tokenize", "/generate_stream")]
 FORM = (
     "/v1/adapters",
     "multipart/form-data; boundary=b",
@@ -77,6 +78,16 @@ async def test_a_body_that_does_not_come_is_408(hasty: Api, trickle: bool) -> No
     refused(answer, 408, "body_timeout", None)
     assert answer.headers["connection"] == "close"
     assert answer.headers["x-should-retry"] == "false"
+
+
+@pytest.mark.parametrize("request_line", OTHERS)
+async def test_every_route_with_a_body_tells_of_that_in_its_document(
+    hasty: Api, request_line: tuple[str, str, bytes]
+) -> None:
+    answer = await begin(hasty, *request_line, trickle=False)
+    assert answer.status_code == 408
+    document = (await hasty.client.get("/openapi.json")).json()
+    assert "408" in document["paths"][request_line[0]]["post"]["responses"]
 
 
 @pytest.mark.parametrize("trickle", [False, True])

@@ -302,6 +302,15 @@ class TestLimits:
         with pytest.raises(ContextTooLong):
             prompter.render(one, fields={"text": longest + "x"})
 
+    def test_too_much_text_never_reaches_the_chat_template(self, tmp_path: Path) -> None:
+        tokenizer = Tokenizer(byte_level(tmp_path, chat="{{ raise_exception('rendered') }}"))
+        prompter = Prompter(tokenizer, BASE)
+        half = {"role": "user", "content": "x" * (BASE.context_length * tokenizer.max_token_chars // 2 + 1)}
+        with pytest.raises(InvalidRequest, match="rendered"):
+            prompter.render(None, messages=[half])
+        with pytest.raises(ContextTooLong, match="characters"):
+            prompter.render(None, messages=[half, half])
+
     @pytest.mark.parametrize("text", ["\ud800", "a\udfff"])
     def test_half_a_surrogate_pair_is_no_text(self, prompter: Prompter, text: str) -> None:
         for spec, given in (

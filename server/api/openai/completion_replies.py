@@ -120,7 +120,9 @@ class CompletionWriter(OpenAIWriter):
     def _prompt_entries(self, choice: Choice) -> list[tuple[int, TokenLogprob | None]]:
         if not self._request.echo:
             return []
-        return list(zip(choice.prompt_token_ids, choice.prompt_logprobs, strict=True))
+        ids = choice.prompt_token_ids
+        # A choice may end before the engine began with it: then nothing was scored.
+        return list(zip(ids, choice.prompt_logprobs or (None,) * len(ids), strict=True))
 
 
 class _Tokens:

@@ -20,7 +20,7 @@ from server.service.generation import GenerationService
 from server.service.run import Run
 from server.service.tenants import Tenant
 
-_ERRORS = tgi_replies(401, 404, 413, 415, 422, 424, 429, 500)
+_ERRORS = tgi_replies(401, 404, 408, 413, 415, 422, 424, 429, 500)
 _BODY = json_body(TgiRequest)
 _EVENTS = event_stream("A token, or an error.", TgiEvent, TgiError)
 

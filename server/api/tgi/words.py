@@ -33,7 +33,7 @@ _KINDS: tuple[tuple[type[WaybillError], int, Kind], ...] = (
 
 
 class TgiError(BaseModel):
-    """The body of every error. `error_type` is absent where the status says all: 401, 404, 405."""
+    """The body of every error. `error_type` is absent where the status says all: 401, 404, 405, 408."""
 
     error: str
     error_type: Kind | None = None

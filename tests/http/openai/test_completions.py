@@ -211,6 +211,18 @@ async def test_time_that_runs_out_in_a_stream_is_length(make_api: MakeApi) -> No
     refused(await complete(api, max_tokens=500, timeout_s=0.1), 408, "timeout", None)
 
 
+async def test_a_prompt_that_the_engine_never_came_to_is_echoed_without_scores(make_api: MakeApi) -> None:
+    engine = FakeEngine(step_seconds=0.02)
+    engine.waits = frozenset({1})
+    api = await make_api(engine)
+    body = {"prompt": ["hey", "you"], "echo": True, "logprobs": 1, "max_tokens": 500, "timeout_s": 0.2}
+    told = [chunk["choices"][0] for chunk in chunks(await complete(api, **body, stream=True))]
+    first, last = [choice for choice in told if choice["index"] == 1]
+    assert (first["text"], first["logprobs"]["tokens"]) == ("you", ["y", "o", "u"])
+    assert first["logprobs"]["token_logprobs"] == [None, None, None]
+    assert (last["text"], last["stop_reason"]) == ("", "timeout")
+
+
 async def test_an_error_on_the_way_is_an_event(make_api: MakeApi) -> None:
     engine = FakeEngine()
     engine.fail_after = 2

@@ -27,11 +27,11 @@ PROMISED = {
     ("post", "/v1/chat/completions"): GENERATING,
     ("get", "/v1/models"): WITH_KEY,
     ("get", "/v1/models/{model}"): WITH_KEY | {"404"},
-    ("post", "/tokenize"): WITH_KEY | {"404", "413", "415", "422"},
-    ("post", "/detokenize"): WITH_KEY | {"404", "413", "415"},
+    ("post", "/tokenize"): WITH_KEY | {"404", "408", "413", "415", "422"},
+    ("post", "/detokenize"): WITH_KEY | {"404", "408", "413", "415"},
     ("get", "/tokenizer_info"): WITH_KEY,
     ("get", "/v1/adapters"): WITH_KEY,
-    ("post", "/v1/adapters"): WITH_KEY | {"404", "413", "415", "422"},
+    ("post", "/v1/adapters"): WITH_KEY | {"404", "408", "413", "415", "422"},
 }
 
 
