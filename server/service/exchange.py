@@ -16,6 +16,9 @@ MAX_SEQUENCES = 64
 MAX_LABELLED = 1024
 """The most prompts times labels of one request."""
 
+MAX_SCORED = 2**20
+"""The most numbers told of one request's prompts: text tokens times choices, each with its likeliest."""
+
 Prompt = str | tuple[int, ...]
 
 

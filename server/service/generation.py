@@ -19,6 +19,7 @@ from server.service.detokenizer import Detokenizer
 from server.service.exchange import (
     DEFAULT_MAX_TOKENS,
     MAX_LABELLED,
+    MAX_SCORED,
     MAX_SEQUENCES,
     AdapterUsed,
     GenerateCommand,
@@ -160,6 +161,8 @@ class GenerationService:
         arrived: float,
         places: int,
     ) -> Run:
+        text_tokens = sum(prompt.num_text_tokens for prompt in asked)
+        _check_scores(command, text_tokens)
         seed = secrets.randbits(63) if command.seed is None else command.seed
         hello = self._engine.hello
         prompts = [prompt.shared if isinstance(prompt, Joined) else prompt for prompt in asked]
@@ -180,7 +183,6 @@ class GenerationService:
             for choice in choices:
                 choice.abort()
             raise
-        text_tokens = sum(prompt.num_text_tokens for prompt in asked)
         virtual_tokens = 0 if version is None else version.spec.num_virtual_tokens * len(asked)
 
         def on_close(run: Run) -> None:
@@ -304,6 +306,17 @@ def _params(command: GenerateCommand, max_tokens: int, seed: int, grammar: str |
 
 def _scoring(command: GenerateCommand) -> Scoring | None:
     return None if command.prompt_logprobs is None else Scoring(top=command.prompt_logprobs)
+
+
+def _check_scores(command: GenerateCommand, text_tokens: int) -> None:
+    """Raise InvalidRequest where more would be told of the prompts than a reply may hold."""
+    top = command.prompt_logprobs
+    if top is not None and (numbers := text_tokens * command.n * (1 + top)) > MAX_SCORED:
+        raise InvalidRequest(
+            f"log-probabilities of {numbers} tokens and candidates of prompts; the most are {MAX_SCORED}:"
+            " send fewer prompts at once, or ask for fewer of the likeliest",
+            param="prompt_logprobs",
+        )
 
 
 def _max_tokens(

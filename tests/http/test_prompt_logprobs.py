@@ -6,6 +6,7 @@ from server.core import Scoring
 from tests.fakes import FakeEngine, fake_logprob
 from tests.http import folders
 from tests.http.conftest import Api, MakeApi
+from tests.http.test_bad_requests import refused
 
 
 async def test_every_token_but_the_first_has_an_entry_aligned_to_the_prompt(api: Api) -> None:
@@ -38,6 +39,14 @@ async def test_a_prompt_may_be_scored_and_nothing_be_written(api: Api) -> None:
 async def test_a_prompt_that_fills_the_context_can_be_scored(api: Api) -> None:
     response = await api.generate(prompt="x" * 1024, max_tokens=0, prompt_logprobs=0)
     assert len(response.json()["choices"][0]["prompt_logprobs"]) == 1024
+
+
+async def test_what_is_told_of_prompts_is_bounded(api: Api) -> None:
+    body = {"prompt": [[97] * 1000] * 5, "max_tokens": 0}
+    refused(await api.generate(**body, prompt_logprobs=20, n=10), 400, "invalid_request", "prompt_logprobs")
+    assert api.engine.submitted == []
+    assert api.app.state.gate.open == 0
+    assert (await api.generate(**body, prompt_logprobs=0)).status_code == 200
 
 
 async def test_virtual_tokens_have_no_entries(api: Api) -> None:
