@@ -61,6 +61,23 @@ def test_bitwise_the_same_in_chunks_and_in_company(dtype: torch.dtype, isa: str)
     assert torch.equal(torch.cat(rows), expected)
 
 
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_some_rows_of_several_sequences_or_none_are_those_among_all(dtype: torch.dtype, isa: str) -> None:
+    runner = runner_of("llama_gqa3", dtype, isa)
+    ids = [ids_of(length, seed=length) for length in (70, 5, 33)]
+    blocks = ((1, 2, 3), (4,), (5, 6))
+    wanted = [(0, 7, 8, 31, *range(40, 52), 69), (), (3, 32)]
+    every = [Span(i, 0, ids[i], blocks[i], rows=tuple(range(len(ids[i])))) for i in range(3)]
+    expected, place = runner.forward(every)
+    expected = expected.clone()
+    for chosen in (wanted, [(), (4,), ()], [(), (), ()]):
+        some = [Span(i, 0, ids[i], blocks[i], rows=rows) for i, rows in enumerate(chosen)]
+        logits, rows = runner.forward(some)
+        assert rows == [(i, row) for i, kept in enumerate(chosen) for row in kept]
+        assert torch.equal(logits, expected[[place.index(row) for row in rows]])
+
+
 def test_peaks_are_those_of_the_logits() -> None:
     runner = runner_of("llama")
     spans = [Span(0, 0, ids_of(40, 4), (1, 2), rows=tuple(range(40))), Span(1, 0, ids_of(5, 5), (3,), samples=True)]

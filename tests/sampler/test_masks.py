@@ -12,6 +12,7 @@ from torch import Tensor
 
 from server.core import SamplingParams
 from server.engine.grammars.masks import Mask
+from server.engine.model.filters import survivors
 from server.engine.model.sampler import DrawRequest, Sampler
 from tests.sampler.test_sampler import CPU, EOS, random_params, request
 
@@ -82,3 +83,18 @@ def test_a_greedy_row_with_a_grammar_wants_its_logits() -> None:
     sampler = Sampler(3, (), CPU)
     assert sampler.is_greedy(request(SamplingParams(max_tokens=1)))
     assert not sampler.is_greedy(request(SamplingParams(max_tokens=1, grammar="start: /a/")))
+
+
+def test_a_row_that_keeps_all_that_is_allowed_needs_no_look_at_the_rest() -> None:
+    weights = torch.zeros(3, 50257)
+    weights[:, [5, 9, 40_000]] = torch.tensor([0.5, 1.0, 0.25])
+    params = [
+        SamplingParams(max_tokens=1, top_k=50),
+        SamplingParams(max_tokens=1, typical_p=0.99),
+        SamplingParams(max_tokens=1, top_p=1 - 1e-9),
+    ]
+    (left,) = survivors(weights, params)
+    assert left.rows == [0, 1, 2]
+    assert left.weights.shape[1] == 256
+    for ids, kept in zip(left.ids, left.weights, strict=True):
+        assert dict(zip(ids[kept > 0].tolist(), kept[kept > 0].tolist(), strict=True)) == {9: 1.0, 5: 0.5, 40_000: 0.25}

@@ -54,7 +54,8 @@ def survivors(weights: Tensor, params: Sequence[SamplingParams]) -> Iterator[Sur
         best, ids = _likeliest(weights if len(pending) == len(params) else weights[rows], width)
         before = running_sums(best) - best
         ranks = torch.arange(width, device=device)
-        kept = (before < limits[rows]) & (ranks < most[rows]) & (best >= least[rows])
+        # What weighs nothing is out already, as under a mask: it is no reason to look further.
+        kept = (before < limits[rows]) & (ranks < most[rows]) & (best >= least[rows]) & (best > 0)
         floor = best.gather(1, kept.sum(dim=1, keepdim=True).clamp_(min=1) - 1)
         settled = [True] * len(pending) if width == vocab_size else (best[:, -1:] < floor)[:, 0].tolist()
         picked = [index for index, done in enumerate(settled) if done]
