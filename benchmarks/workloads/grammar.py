@@ -29,7 +29,7 @@ def run(bench: Bench) -> Findings:
     warm = [Ask(prompt, WARM_TOKENS, schema=schema(i)) for i, prompt in enumerate(prompts)]
     with_schemas = bench.side(ours, structured, CLIENTS, warm=warm, label="JSON schemas")
     without = bench.side(ours, bare, CLIENTS, label="no schema")
-    return Findings([bench.compare("32 clients, 32 JSON schemas", with_schemas, without, target=AIM)])
+    return Findings([bench.compare("32 clients, 32 JSON schemas", with_schemas, without, repeats=4, target=AIM)])
 
 
 def schema(number: int) -> str:

@@ -33,4 +33,4 @@ def run(bench: Bench) -> Findings:
     warm = [Ask(prompt, WARM_TOKENS, recipe.name) for prompt, recipe in zip(prompts, recipes, strict=True)]
     with_adapters = bench.side(ours, mixed, CLIENTS, warm=warm, label="64 adapters")
     without = bench.side(ours, bare, CLIENTS, label="no adapter")
-    return Findings([bench.compare("64 clients, 64 adapters", with_adapters, without, target=AIM)])
+    return Findings([bench.compare("64 clients, 64 adapters", with_adapters, without, repeats=4, target=AIM)])

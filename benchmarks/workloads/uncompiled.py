@@ -25,7 +25,7 @@ def run(bench: Bench) -> Findings:
                 return [Ask(prompt) for prompt in bench.prompts(count, PROMPT, "uncompiled", count, turn)]
 
             sides = [bench.side(server, asks, clients) for server in (ours, vllm)]
-            found.comparisons.append(bench.compare(f"{clients} client{'s' if clients > 1 else ''}", *sides, repeats=2))
+            found.comparisons.append(bench.compare(f"{clients} client{'s' if clients > 1 else ''}", *sides, repeats=1))
         sides = [soft.side(server) for server in (ours, vllm)]
-        found.comparisons.append(bench.compare(soft.name, *sides, repeats=2))
+        found.comparisons.append(bench.compare(soft.name, *sides, repeats=1))
     return found

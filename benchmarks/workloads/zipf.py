@@ -43,7 +43,7 @@ def run(bench: Bench) -> Findings:
         loads = _metric(server, "waybill_cold_loads_total")
         spread = bench.side(server, traffic, CLIENTS, label=f"{adapters:,} adapters")
         single = bench.side(server, hot, CLIENTS, label="one adapter")
-        comparison = bench.compare(f"{CLIENTS} clients, Zipf 1.0", spread, single, target=AIM, repeats=4)
+        comparison = bench.compare(f"{CLIENTS} clients, Zipf 1.0", spread, single, target=AIM, repeats=3)
         loads = _metric(server, "waybill_cold_loads_total") - loads
         blocks, total = _metric(server, "waybill_prefix_blocks_used"), _metric(server, "waybill_kv_blocks_total")
         resident = resident_bytes(server.pid)

@@ -9,7 +9,9 @@ from pathlib import Path
 import pytest
 
 from benchmarks.plot import svg
+from benchmarks.publish import newest, pages
 from benchmarks.results import Comparison, Figure, Findings, Point, Result, Turn, compare, read_result, write_result
+from benchmarks.servers import ROOT
 from benchmarks.spreads import paired_ratios, percentile
 from benchmarks.table import full, short
 
@@ -105,3 +107,8 @@ def test_a_plot_of_nothing_is_refused() -> None:
     empty.workloads.clear()
     with pytest.raises(ValueError, match="vLLM"):
         svg(empty)
+
+
+def test_pages_show_the_newest_committed_result() -> None:
+    for page, text in pages(newest(ROOT), ROOT).items():
+        assert page.read_text() == text, f"{page.name}: run python -m benchmarks.publish on the newest result"
