@@ -59,6 +59,8 @@ def test_shipped_adapters_do_what_the_readme_says(server: RunningServer) -> None
             if not line.startswith("curl ") or (body := parse(line).body) is None:
                 continue
             request = {**json.loads(body), "stream": False}
+            if not parse(line).url.endswith("/v1/generate") or "labels" in request:
+                continue  # the README quotes the answers of the first commands only
             reply = client.post("/v1/generate", json=request).json()
             texts[request.get("adapter")] = reply["choices"][0]["text"]
     readme = " ".join(README.read_text().split())
