@@ -73,7 +73,7 @@ def test_dependencies_are_all_explained() -> None:
 
 def test_constraints_pin_exactly_and_cover_what_is_declared() -> None:
     pins = dict(line.split("==") for line in (ROOT / "constraints.txt").read_text().split())
-    assert all(re.fullmatch(r"[0-9][0-9.]*", version) for version in pins.values())
+    assert all(re.fullmatch(r"[0-9][0-9.]*(\.post[0-9]+)?", version) for version in pins.values())
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     declared = [*project["dependencies"], *project["optional-dependencies"]["dev"]]
     names = {re.split(r"[^A-Za-z0-9-]", text)[0] for text in declared}
