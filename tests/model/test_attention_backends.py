@@ -14,7 +14,7 @@ from server.engine.model.attention.base import Row
 from server.engine.model.attention.select import block_size, create_backend
 from tests.model.crowd import Crowd, Heads, Layer, Move, shape
 
-BACKENDS = {"reference": 4, "cpu": 4, "native": 32}
+BACKENDS = {"reference": 4, "cpu": 4, "native": 32, "triton": 16}
 """With the tokens of a block; the native backend knows one size, the others take any."""
 HEADS = {
     "grouped by 3": Heads(6, 2),

@@ -36,7 +36,14 @@ class LoadedModel:
     def kv_shape(self, num_blocks: int, block_size: int) -> KVShape:
         """Return the KV memory of so many blocks that fits this model."""
         return KVShape(
-            self.num_layers, self.num_kv_heads, self.head_dim, num_blocks, block_size, self.dtype, self.device
+            self.num_layers,
+            self.num_kv_heads,
+            self.head_dim,
+            num_blocks,
+            block_size,
+            self.dtype,
+            self.device,
+            self.num_heads,
         )
 
 

@@ -26,6 +26,7 @@ class KVShape:
     block_size: int
     dtype: torch.dtype
     device: torch.device
+    num_heads: int | None = None  # query heads, where a backend cuts its work by them
 
     @staticmethod
     def block_bytes(num_layers: int, num_kv_heads: int, head_dim: int, block_size: int, dtype: torch.dtype) -> int:

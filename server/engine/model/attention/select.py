@@ -9,9 +9,16 @@ from server.engine.model.attention.base import AttentionBackend, KVShape
 from server.engine.model.attention.cpu import CpuBackend
 from server.engine.model.attention.native import BLOCK_SIZE, NativeBackend
 from server.engine.model.attention.reference import ReferenceBackend
+from server.engine.model.attention.triton import BLOCK_SIZE as TRITON_BLOCK_SIZE
+from server.engine.model.attention.triton import TritonBackend
 
 _BACKENDS: MappingProxyType[str, tuple[Callable[[KVShape], AttentionBackend], int]] = MappingProxyType(
-    {"reference": (ReferenceBackend, 64), "cpu": (CpuBackend, 64), "native": (NativeBackend, BLOCK_SIZE)}
+    {
+        "reference": (ReferenceBackend, 64),
+        "cpu": (CpuBackend, 64),
+        "native": (NativeBackend, BLOCK_SIZE),
+        "triton": (TritonBackend, TRITON_BLOCK_SIZE),
+    }
 )
 
 

@@ -1,0 +1,1 @@
+"""Triton kernels of the GPU engine. Importing them needs Triton; only the backends that launch them do."""
