@@ -17,8 +17,13 @@ from server.engine.grammars.vocabulary import read_vocabulary
 from server.engine.loop import Engine
 from server.engine.messages import Hello
 from server.engine.model.attention.base import AttentionBackend, KVShape
+from server.engine.model.attention.hook import attach, detach
 from server.engine.model.attention.native import NativeBackend, padded_head_dim
 from server.engine.model.attention.select import block_size, create_backend
+from server.engine.model.attention.buffers import BatchSize
+from server.engine.model.attention.triton import TritonBackend
+from server.engine.model.forward import Forward, PlainForward
+from server.engine.model.graphs import DecodeGraphs
 from server.engine.model.guard import check_model, check_network
 from server.engine.model.load import LoadedModel, load_model
 from server.engine.model.network import Network, NotNative
@@ -91,15 +96,28 @@ def assemble(
     *,
     folder: Path | None = None,
     threads: int = 1,
+    static: bool | None = None,
+    fused: bool = True,
 ) -> Engine:
     """Put an engine together around a loaded model, after comparing it with the model's own attention.
 
-    Grammars need the model's `folder`, for its tokenizer; masks are found on `threads` threads. Raises UnsupportedModel
-    when the two differ, and ValueError for sizes that do not hold one sequence.
+    Grammars need the model's `folder`, for its tokenizer; masks are found on `threads` threads. With `static`, which is
+    the default on a GPU, single tokens go through static buffers (`DecodeGraphs`), and steps are launched one ahead;
+    with `fused` the model's layers are replaced by fused ones where the backend and the model allow it.
+    Raises UnsupportedModel when the two differ, and ValueError for sizes that do not hold one sequence.
     """
-    backend = create_backend(attention, model.kv_shape(sizes.num_blocks, sizes.block_size))
+    static = model.device.type == "cuda" if static is None else static
+    # One block more than anybody gets: where the padding of a step of fixed size writes.
+    memory = model.kv_shape(sizes.num_blocks + static, sizes.block_size)
+    backend = create_backend(attention, memory, _batch_size(sizes))
     calibration = check_model(model, backend)
     network = _network(model, backend)
+    forward = _fused(model, backend) if fused else None
+    graphs = None
+    if static:
+        graphs = DecodeGraphs(
+            model, backend, forward or PlainForward(model), trash=sizes.num_blocks, max_rows=sizes.max_seqs
+        )
     row_bytes = base.hidden_size * model.dtype.itemsize
     block_bytes = _block_bytes(model, attention)
     limits = Limits(
@@ -123,7 +141,7 @@ def assemble(
 
     return Engine(
         scheduler=Scheduler(limits, eos_token_ids=base.eos_token_ids, table_blocks=table_blocks),
-        runner=Runner(model, backend, network),
+        runner=Runner(model, backend, network, forward=forward, graphs=graphs),
         sampler=Sampler(model.vocab_size, base.eos_token_ids, model.device),
         read=read,
         readers=readers,
@@ -131,8 +149,30 @@ def assemble(
     )
 
 
+def _batch_size(sizes: Sizes) -> BatchSize:
+    """Return what one forward may hold: every row with the longest table that it can have."""
+    longest = -(-sizes.max_model_len // sizes.block_size) + 1
+    rows = max(sizes.max_seqs, 8)  # the start-up check has a few of its own
+    return BatchSize(rows, max(sizes.step_tokens, sizes.max_seqs, 128), 2 * rows * longest)
+
+
+def _fused(model: LoadedModel, backend: AttentionBackend) -> Forward | None:
+    """Return the fused decoder where the backend and the model allow one."""
+    if not isinstance(backend, TritonBackend):
+        return None
+    from server.engine.model.fused.decoder import fuse
+
+    attach(model.module, backend)
+    try:
+        return fuse(model, backend)
+    finally:
+        detach(model.module, backend)
+
+
 def _attention(config: EngineConfig) -> str:
-    """Return the backend's name; "auto" is the compiled one where there can be one. Raises Refusal."""
+    """Return the backend's name; "auto" is the fastest that there can be. Raises Refusal."""
+    if config.attention == "auto" and config.device == "cuda":
+        return "triton"
     if config.attention not in ("auto", "native"):
         return config.attention
     try:

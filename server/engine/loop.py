@@ -25,6 +25,7 @@ from server.engine.messages import (
     Submit,
     ToEngine,
 )
+from server.engine.model.launches import Launch
 from server.engine.model.runner import LogitRow, Runner
 from server.engine.model.sampler import Draw, DrawRequest, Sampler
 from server.engine.model.scoring import Scored, rows_to_score, score
@@ -83,8 +84,19 @@ class _Holding:
     ready_at: float
 
 
+@dataclass(frozen=True, slots=True)
+class _Flight:
+    """A step that the device still computes, or whose tokens nobody has read yet."""
+
+    plan: StepPlan
+    launch: Launch
+
+
 class Engine:
     """Owns the model, the sampler and the scheduler; never waits for a file or for a client.
+
+    Where the runner can launch (on a GPU), a step in which everybody takes the likeliest token is launched before the
+    tokens of the one before are read: the device never waits for Python.
 
     `read` turns an AdapterSource into tensors and raises WaybillError; it runs on `readers`. `masks` has threads for
     grammars. Everything else runs on the one thread that calls `step`. Only `inbox` may be used from other threads.
@@ -116,6 +128,7 @@ class Engine:
         self._scores: tuple[PromptScores, ...] = ()
         self._cold_loads = 0
         self._stalled = False
+        self._flight: _Flight | None = None
 
     def run(self, send: Callable[[FromEngine], None]) -> None:
         """Serve until None arrives in the inbox."""
@@ -153,24 +166,20 @@ class Engine:
         self._add(message, job, rows)
 
     def step(self) -> list[FromEngine]:
-        """Run one step and return what there is to tell."""
+        """Run one step, or launch it and take in the one before; return what there is to tell."""
         began = self._clock()
         plan = self._scheduler.schedule()
         self._prepare(plan)
         started = self._take_started(plan)
-        drawn = self._compute(plan)
-        outcomes = self._scheduler.commit(plan, {sequence: draw.token for sequence, draw in drawn.items()})
-        events = tuple(
-            TokenEvent(out.sequence, out.token, out.finish, draw.logprob, draw.top_logprobs)
-            for out in outcomes
-            if not self._judged(out.sequence)
-            for draw in (drawn.get(out.sequence, _NOTHING),)
-        )
-        for out in outcomes:
-            if out.finish is not None:
-                self._close(out.sequence)
-        self._masks.advance({out.sequence: out.token for out in outcomes})
-        self._stalled = not (plan.computes or plan.load or plan.evict)
+        landed = self._flight is not None
+        if self._launches(plan):
+            launch = self._runner.launch(plan.spans, self._tables(plan.spans))
+            events, _ = self._land()
+            self._flight = _Flight(plan, launch)
+        else:
+            before, carried = self._land()
+            events = (*before, *self._commit(plan, self._compute(plan, carried)))
+        self._stalled = not (landed or plan.computes or plan.load or plan.evict)
         scores, self._scores = self._scores, ()
         self._outbox.append(StepReport(events, self._take_failures(), started, scores, self._stats(plan, began)))
         outbox, self._outbox = self._outbox, []
@@ -179,7 +188,7 @@ class Engine:
     @property
     def waits(self) -> bool:
         """Whether nothing can be done before something arrives in the inbox."""
-        return self._stalled or not self._scheduler.has_work
+        return self._flight is None and (self._stalled or not self._scheduler.has_work)
 
     def drain(self, *, block: bool) -> Iterator[ToEngine | Loaded | Prepared | None]:
         """Yield what is in the inbox; with `block`, wait for the first."""
@@ -251,21 +260,57 @@ class Engine:
                 self._runner.forward([span], self._tables([span]))
             self._compiled(plan.compile)
 
-    def _compute(self, plan: StepPlan) -> dict[int, Draw]:
-        """Run the packed forward; return the draws by sequence. A sequence with non-finite logits fails alone."""
+    def _launches(self, plan: StepPlan) -> bool:
+        """Whether the step's tokens can be drawn where they are computed, and read later."""
+        if self._runner.graphs is None or not plan.spans:
+            return False
+        requests = [self._request(span) for span in plan.spans if span.samples]
+        return self._wants_only_likeliest(plan, requests)
+
+    def _land(self) -> tuple[tuple[TokenEvent, ...], dict[int, int]]:
+        """Read and commit the step in flight; return its events, and its tokens by sequence."""
+        flight, self._flight = self._flight, None
+        if flight is None:
+            return (), {}
+        tokens, finite = flight.launch.read()
+        draws = self._finite(flight.launch.sequences, self._sampler.take_likeliest(tokens, finite))
+        return self._commit(flight.plan, draws), {sequence: draw.token for sequence, draw in draws.items()}
+
+    def _commit(self, plan: StepPlan, drawn: dict[int, Draw]) -> tuple[TokenEvent, ...]:
+        """Take in what a plan drew, and end what ends with it."""
+        outcomes = self._scheduler.commit(plan, {sequence: draw.token for sequence, draw in drawn.items()})
+        events = tuple(
+            TokenEvent(out.sequence, out.token, out.finish, draw.logprob, draw.top_logprobs)
+            for out in outcomes
+            if not self._judged(out.sequence)
+            for draw in (drawn.get(out.sequence, _NOTHING),)
+        )
+        for out in outcomes:
+            if out.finish is not None:
+                self._close(out.sequence)
+        self._masks.advance({out.sequence: out.token for out in outcomes})
+        return events
+
+    def _compute(self, plan: StepPlan, carried: dict[int, int]) -> dict[int, Draw]:
+        """Run the packed forward; return the draws by sequence. A sequence with non-finite logits fails alone.
+
+        `carried` are the tokens of the step before, where this one was planned without them.
+        """
         # The compiled decoder's result for a token never depends on the others, so virtual tokens may join them.
         joining = () if self._runner.network is None else plan.compile
-        spans = (*joining, *plan.spans)
+        # Who ended with the step before has a span in a plan that was made meanwhile.
+        mine = plan.spans if not carried else tuple(span for span in plan.spans if span.sequence in self._jobs)
+        spans = (*joining, *mine)
         if not spans:
             return {}
         tables = self._tables(spans)
-        sampling = [span for span in plan.spans if span.samples]
+        sampling = [span for span in mine if span.samples]
         requests = [self._request(span) for span in sampling]
-        if self._wants_only_likeliest(plan, requests):
+        if self._runner.network is not None and self._wants_only_likeliest(plan, requests):
             peaks, rows = self._runner.forward_best(spans, tables)
             self._compiled(joining)
-            return self._finite(sampling, self._sampler.take_likeliest(peaks.ids, peaks.finite))
-        logits, rows = self._runner.forward(spans, tables)
+            return self._finite(_sequences(sampling), self._sampler.take_likeliest(peaks.ids, peaks.finite))
+        logits, rows = self._runner.forward(spans, tables, carried)
         self._compiled(joining)
         place = {row: index for index, row in enumerate(rows)}
         for (sequence, position), index in place.items():
@@ -275,7 +320,7 @@ class Engine:
         if sampling:
             picked = [place[span.sequence, span.start + len(span.tokens) - 1] for span in sampling]
             chosen = logits if picked == list(range(len(rows))) else logits[picked]
-            drawn = self._finite(sampling, self._draw(chosen, requests))
+            drawn = self._finite(_sequences(sampling), self._draw(chosen, requests))
         self._score(logits, rows)
         return drawn
 
@@ -306,21 +351,19 @@ class Engine:
         return draws
 
     def _wants_only_likeliest(self, plan: StepPlan, requests: list[DrawRequest]) -> bool:
-        """Whether nobody looks at the logits beyond the likeliest token, which a compiled decoder finds by the way."""
-        return (
-            self._runner.network is not None
-            and all(self._sampler.is_greedy(request) for request in requests)
-            and not any(span.rows or self._jobs[span.sequence].on_row for span in plan.spans)
+        """Whether nobody looks at the logits beyond the likeliest token."""
+        return all(self._sampler.is_greedy(request) for request in requests) and not any(
+            span.rows or self._jobs[span.sequence].on_row for span in plan.spans
         )
 
-    def _finite(self, sampling: list[Span], draws: Iterable[Draw | None]) -> dict[int, Draw]:
-        """Return the draws by sequence; a sequence whose logits are not finite fails."""
+    def _finite(self, sequences: Iterable[int], draws: Iterable[Draw | None]) -> dict[int, Draw]:
+        """Return the draws by sequence; a sequence whose logits are not finite fails, unless it is gone already."""
         finite: dict[int, Draw] = {}
-        for span, draw in zip(sampling, draws, strict=True):
-            if draw is None:
-                self._fail_unfinite(span.sequence)
-            else:
-                finite[span.sequence] = draw
+        for sequence, draw in zip(sequences, draws, strict=True):
+            if draw is not None:
+                finite[sequence] = draw
+            elif sequence in self._jobs:
+                self._fail_unfinite(sequence)
         return finite
 
     def _fail_unfinite(self, sequence: int) -> None:
@@ -440,6 +483,10 @@ class Engine:
             cached_tokens=book.cached_tokens,
             step_ms=(self._clock() - began) * 1e3,
         )
+
+
+def _sequences(spans: Iterable[Span]) -> list[int]:
+    return [span.sequence for span in spans]
 
 
 def _key(adapter: AdapterSource | None) -> PrefixKey | None:

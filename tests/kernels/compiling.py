@@ -13,7 +13,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from server.engine.model.kernels import attention
+from server.engine.model.kernels import attention, layers
 
 TARGET = GPUTarget("cuda", 90, 32)
 SHARED_MEMORY = 227 * 1024
@@ -101,6 +101,39 @@ def attention_kernels() -> None:
     )
 
 
+def layer_kernels() -> None:
+    """The hidden sizes of small and large models."""
+    for kind in ("*bf16", F32):
+        for width in (576, 4096):
+            names = ("hidden", "residual", "weight", "normed", "total")
+            padded = 1 << (width - 1).bit_length()
+            run(
+                f"add_norm {kind} {width}",
+                layers.add_norm_kernel,
+                {**dict.fromkeys(names, kind), "epsilon": "fp32"},
+                {"WIDTH": width, "WIDTH_PADDED": padded, "ADDS": True},
+                num_warps=min(16, max(1, padded // 512)),
+            )
+        for half, norms in ((64, False), (64, True), (48, True)):
+            names = ("projected", "query_weight", "key_weight", "query", "keys", "values")
+            book = {"cosines": F32, "sines": F32, "positions": I64, "slots": I64, "epsilon": "fp32"}
+            padded = 1 << (half - 1).bit_length()
+            run(
+                f"rotate_write {kind} {half}",
+                layers.rotate_write_kernel,
+                {**dict.fromkeys(names, kind), **book},
+                {"HEADS": 32, "KV_HEADS": 8, "DIM": 2 * half, "HALF": half, "HALF_PADDED": padded, "BLOCK": 16, "NORMS": norms},
+                num_warps=1,
+            )
+        run(
+            f"swiglu {kind}",
+            layers.swiglu_kernel,
+            dict.fromkeys(("gate_up", "out"), kind),
+            {"WIDTH": 14336, "TILE": 1024},
+            num_warps=4,
+        )
+
+
 def run(label: str, kernel, types: dict[str, str], constants: dict[str, object], **options: int) -> None:  # type: ignore[no-untyped-def]
     """Compile with what the kernel takes of `types`."""
     taken = {name: types[name] for name in kernel.arg_names if name in types and name not in constants}
@@ -108,4 +141,5 @@ def run(label: str, kernel, types: dict[str, str], constants: dict[str, object],
 
 
 if __name__ == "__main__":
+    layer_kernels()
     attention_kernels()

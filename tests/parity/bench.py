@@ -59,17 +59,27 @@ class Inline(Executor):
         return future
 
 
-def ask_engine(module: PreTrainedModel, questions: list[Question], sizes: Sizes, attention: str) -> Run:
-    """Ask everything at once and step until all are done; every position's logits are collected."""
+def ask_engine(
+    module: PreTrainedModel, questions: list[Question], sizes: Sizes, attention: str, *, ahead: bool | None = None
+) -> Run:
+    """Ask everything at once and step until all are done; every position's logits are collected.
+
+    With `ahead` set, single tokens go through static buffers as on a GPU; where it is true nobody looks at logits, so
+    that steps are launched before the tokens of the one before are known.
+    """
     model = from_module(module, max_model_len=sizes.max_model_len)
     events: dict[int, list[TokenEvent]] = {i: [] for i in range(len(questions))}
     rows: dict[int, dict[int, Tensor]] = {i: {} for i in range(len(questions))}
     stats: list[StepStats] = []
     with Inline() as readers:
-        engine = assemble(model, base_of(model), sizes, attention, readers)
+        engine = assemble(model, base_of(model), sizes, attention, readers, static=ahead is not None)
         for i, question in enumerate(questions):
+            message = Submit(i, question.tokens, SamplingParams(max_tokens=NEW_TOKENS), question.adapter)
+            if ahead:
+                engine.submit(message)
+                continue
             engine.submit(
-                Submit(i, question.tokens, SamplingParams(max_tokens=NEW_TOKENS), question.adapter),
+                message,
                 rows=frozenset(range(len(question.tokens))),
                 on_row=lambda position, logits, i=i: rows[i].__setitem__(position, logits.clone()),
             )
@@ -88,7 +98,7 @@ def ask_engine(module: PreTrainedModel, questions: list[Question], sizes: Sizes,
     answers = [
         Answer(
             tuple(event.token for event in events[i]),
-            torch.stack([rows[i][p] for p in range(len(question.tokens) + NEW_TOKENS - 1)]),
+            torch.zeros(0) if ahead else torch.stack([rows[i][p] for p in range(len(question.tokens) + NEW_TOKENS - 1)]),
         )
         for i, question in enumerate(questions)
     ]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Iterator, Mapping, Sequence
 
 import torch
@@ -11,6 +10,10 @@ from torch import Tensor
 from server.core import PrefixKey
 from server.engine.model.attention.base import AttentionBackend, Row
 from server.engine.model.attention.hook import attach
+from server.engine.model.forward import Forward, PlainForward
+from server.engine.model.graphs import CARRIED, DecodeGraphs
+from server.engine.model.launches import Drawn, Launch, Places
+from server.engine.model.likeliest import likeliest
 from server.engine.model.load import LoadedModel
 from server.engine.model.network import Network, Peaks
 from server.engine.scheduler.plan import PENDING, Span
@@ -20,17 +23,29 @@ LogitRow = tuple[int, int]
 
 
 class Runner:
-    """The model with a backend behind it, or the compiled `network` that stands in for its layers.
+    """The model with a backend behind it, or what stands in for its layers.
 
-    Making a Runner attaches the backend; the model serves one at a time. With a network the result of every row is the
-    same whoever shares the forward, and the head finds the likeliest token of each row by the way (`forward_best`).
+    Making a Runner attaches the backend; the model serves one at a time. `forward` is what computes packed rows, the
+    model itself unless said otherwise. With `graphs`, single tokens go through those instead, and `launch` draws
+    without waiting for the device. With a `network` the result of every row is the same whoever shares the forward, and
+    the head finds the likeliest token of each row by the way (`forward_best`).
     """
 
-    def __init__(self, model: LoadedModel, backend: AttentionBackend, network: Network | None = None) -> None:
+    def __init__(
+        self,
+        model: LoadedModel,
+        backend: AttentionBackend,
+        network: Network | None = None,
+        *,
+        forward: Forward | None = None,
+        graphs: DecodeGraphs | None = None,
+    ) -> None:
         self.model = model
         self.backend = backend
         self.network = network
-        self._slices = "logits_to_keep" in inspect.signature(model.module.forward).parameters
+        self.graphs = graphs
+        self._packed = forward or PlainForward(model)
+        self._places = Places(graphs.max_rows if graphs is not None else 0)
         attach(model.module, backend)
 
     @torch.inference_mode()
@@ -52,13 +67,87 @@ class Runner:
         then its last row if it samples and is not among them. Where no row is wanted the head does not run.
         Raises ValueError when a virtual id has no table, and KeyError when a PENDING id was not carried.
         """
-        embeddings, rows = self._begin(spans, tables, carried, table)
-        wanted, keep = _wanted(spans, rows)
         if self.network is not None:
+            embeddings, rows = self._begin(spans, tables, carried, table)
+            wanted, keep = _wanted(spans, rows)
             logits, _ = self.network.forward(embeddings[0], keep, wants_logits=True)
             return logits, wanted
+        parts: list[Tensor] = []
+        found: list[LogitRow] = []
+        single, others = self._apart(spans)
+        if single:
+            assert self.graphs is not None, "single tokens stand apart only for graphs"
+            rows = list(_attention_rows(single))
+            logits = self.graphs.run(rows, [_carry(span, carried or {})[0] for span in single]).logits
+            picked = [index for index, span in enumerate(single) if span.samples or span.rows]
+            parts.append(logits if len(picked) == len(single) else logits[picked])
+            found += [(single[index].sequence, single[index].start) for index in picked]
+        if others or not parts:
+            logits, wanted = self._pack(others, tables, carried, table)
+            parts.append(logits)
+            found += wanted
+        if len(parts) == 1:
+            return parts[0], found
+        order = {row: index for index, row in enumerate(found)}
+        wanted, _ = _wanted(spans, list(_attention_rows(spans)))
+        return torch.cat(parts)[[order[row] for row in wanted]], wanted
+
+    @torch.inference_mode()
+    def launch(self, spans: Sequence[Span], tables: Mapping[PrefixKey, Tensor] | None = None) -> Launch:
+        """Compute the spans, and let each that samples draw its likeliest token, without waiting for the device.
+
+        PENDING ids are those that the launch before drew. Needs graphs.
+        """
+        assert self.graphs is not None, "only static buffers carry tokens from launch to launch"
+        launch, places = Launch(self.model.device), self._places
+        places.begin()
+        single, others = self._apart(spans)
+        if single:
+            ids = [CARRIED if span.tokens[0] == PENDING else span.tokens[0] for span in single]
+            nobody = self.graphs.nobody
+            reads = [places.read(span.sequence) if span.tokens[0] == PENDING else nobody for span in single]
+            writes = [places.write(span.sequence) if span.samples else nobody for span in single]
+            drawn = self.graphs.run(list(_attention_rows(single)), ids, reads, writes)
+            picked = [index for index, span in enumerate(single) if span.samples]
+            launch.add([single[index].sequence for index in picked], Drawn(drawn.tokens, drawn.finite), picked)
+        if others:
+            logits, _ = self._pack(others, tables, None, None)
+            sampling = [span.sequence for span in others if span.samples]
+            if sampling:
+                tokens = likeliest(logits)
+                writes = torch.tensor([places.write(sequence) for sequence in sampling])
+                self.graphs.drawn.index_copy_(0, writes.to(self.model.device, non_blocking=True), tokens)
+                finite = logits.amax(dim=-1).isfinite() & logits.amin(dim=-1).isfinite()
+                launch.add(sampling, Drawn(tokens, finite), None)
+        launch.read_back()
+        return launch
+
+    def _apart(self, spans: Sequence[Span]) -> tuple[list[Span], list[Span]]:
+        """Return the single tokens that graphs compute, and the other spans."""
+        if self.graphs is None:
+            return [], list(spans)
+        vocab = self.model.vocab_size
+        single: list[Span] = []
+        others: list[Span] = []
+        for span in spans:
+            alone = len(span.tokens) == 1 and span.tokens[0] < vocab and span.sequence >= 0
+            (single if alone and len(single) < self.graphs.max_rows else others).append(span)
+        return single, others
+
+    def _pack(
+        self,
+        spans: Sequence[Span],
+        tables: Mapping[PrefixKey, Tensor] | None,
+        carried: Mapping[int, int] | None,
+        table: Tensor | None,
+    ) -> tuple[Tensor, list[LogitRow]]:
+        """Compute spans as one packed row."""
+        embeddings, rows = self._begin(spans, tables, carried, table)
+        wanted, keep = _wanted(spans, rows)
         positions = [row.prefix_len + row.start + index for row in rows for index in range(row.count)]
-        return self._call(embeddings, torch.tensor([positions], device=self.model.device), keep), wanted
+        device = self.model.device
+        index = torch.tensor(keep, dtype=torch.int64).to(device, non_blocking=True)
+        return self._packed(embeddings[0], torch.tensor(positions).to(device, non_blocking=True), index), wanted
 
     @torch.inference_mode()
     def forward_best(
@@ -98,7 +187,7 @@ class Runner:
         """Return [1, num_tokens, hidden_size]; virtual rows stand in as they are, after any scale of the base's."""
         vocab = self.model.vocab_size
         flat = [token for run in tokens for token in run]
-        ids = torch.tensor([flat], device=self.model.device)
+        ids = torch.tensor([flat]).to(self.model.device, non_blocking=True)
         if max(flat) < vocab:
             return self.model.embed(ids)  # type: ignore[no-any-return]
         embeddings: Tensor = self.model.embed(ids.where(ids < vocab, 0))
@@ -114,19 +203,6 @@ class Runner:
             where, which = zip(*virtual, strict=True)
             embeddings[0, list(where)] = source[list(which)].to(embeddings)
         return embeddings
-
-    def _call(self, embeddings: Tensor, positions: Tensor, keep: list[int]) -> Tensor:
-        module = self.model.module
-        inputs = {"inputs_embeds": embeddings, "position_ids": positions, "use_cache": False}
-        if not keep:
-            module.base_model(**inputs)
-            return embeddings.new_zeros((0, self.model.vocab_size), dtype=torch.float32)
-        index = torch.tensor(keep, device=embeddings.device)
-        if self._slices:
-            logits: Tensor = module(**inputs, logits_to_keep=index).logits[0]
-        else:
-            logits = module(**inputs).logits[0, index]
-        return logits.float()
 
 
 def _carry(span: Span, carried: Mapping[int, int]) -> tuple[int, ...]:

@@ -13,10 +13,7 @@ import torch
 from torch import Tensor
 
 from server.engine.model.attention.base import Row
-
-_PINNED = 2
-"""Host copies that take turns: one may still be on its way to the device while the next is written."""
-
+from server.engine.model.uploads import Uploads
 
 @dataclass(frozen=True, slots=True)
 class BatchSize:
@@ -70,35 +67,28 @@ class StepBuffers:
             "tables": size.blocks,
         }
         total = sum(widths.values())
-        self._device = torch.zeros(total, dtype=torch.int32, device=device)
-        pinned = device.type == "cuda"
-        self._hosts = [torch.zeros(total, dtype=torch.int32, pin_memory=pinned) for _ in range(_PINNED)]
-        self._events = [torch.cuda.Event() for _ in range(_PINNED)] if pinned else []
-        self._turn = 0
+        self._uploads = Uploads(total, torch.int32, device)
         ends = np.cumsum(list(widths.values()))
-        self._places = {name: slice(int(end) - width, int(end)) for (name, width), end in zip(widths.items(), ends, strict=True)}
-        self.positions = self._device[self._places["positions"]].view(torch.int64)
-        self.slots = self._device[self._places["slots"]].view(torch.int64)
-        self.starts = self._device[self._places["starts"]]
-        self.lengths = self._device[self._places["lengths"]]
-        self.prefix_lengths = self._device[self._places["prefix_lengths"]]
-        self.block_starts = self._device[self._places["block_starts"]]
-        self.prefix_starts = self._device[self._places["prefix_starts"]]
-        self.singles = self._device[self._places["singles"]]
-        self.tile_rows = self._device[self._places["tile_rows"]]
-        self.tile_tokens = self._device[self._places["tile_tokens"]]
-        self.tables = self._device[self._places["tables"]]
+        self._places = {
+            name: slice(int(end) - width, int(end)) for (name, width), end in zip(widths.items(), ends, strict=True)
+        }
+        there = self._uploads.there
+        self.positions = there[self._places["positions"]].view(torch.int64)
+        self.slots = there[self._places["slots"]].view(torch.int64)
+        self.starts = there[self._places["starts"]]
+        self.lengths = there[self._places["lengths"]]
+        self.prefix_lengths = there[self._places["prefix_lengths"]]
+        self.block_starts = there[self._places["block_starts"]]
+        self.prefix_starts = there[self._places["prefix_starts"]]
+        self.singles = there[self._places["singles"]]
+        self.tile_rows = there[self._places["tile_rows"]]
+        self.tile_tokens = there[self._places["tile_tokens"]]
+        self.tables = there[self._places["tables"]]
 
     def fill(self, rows: Sequence[Row]) -> Layout:
         """Describe a forward of these rows, whose tokens lie one row after the other. Raises ValueError if too large."""
-        self._turn = (self._turn + 1) % _PINNED
-        if self._events:
-            self._events[self._turn].synchronize()
-        host = self._hosts[self._turn]
-        layout, used = self._write(host.numpy(), rows)
-        self._device[:used].copy_(host[:used], non_blocking=True)
-        if self._events:
-            self._events[self._turn].record()
+        layout, used = self._write(self._uploads.take().numpy(), rows)
+        self._uploads.send(used)
         return layout
 
     def _write(self, packed: np.ndarray, rows: Sequence[Row]) -> tuple[Layout, int]:

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from types import MappingProxyType
 
 from server.engine.model.attention.base import AttentionBackend, KVShape
+from server.engine.model.attention.buffers import BatchSize
 from server.engine.model.attention.cpu import CpuBackend
 from server.engine.model.attention.native import BLOCK_SIZE, NativeBackend
 from server.engine.model.attention.reference import ReferenceBackend
@@ -27,9 +28,13 @@ def block_size(name: str) -> int:
     return _entry(name)[1]
 
 
-def create_backend(name: str, shape: KVShape) -> AttentionBackend:
-    """Make the backend and its KV memory. Raises ValueError for a name that is none."""
-    return _entry(name)[0](shape)
+def create_backend(name: str, shape: KVShape, size: BatchSize | None = None) -> AttentionBackend:
+    """Make the backend and its KV memory; `size` bounds what one forward holds, where a backend wants to know.
+
+    Raises ValueError for a name that is none.
+    """
+    make = _entry(name)[0]
+    return TritonBackend(shape, size) if make is TritonBackend else make(shape)
 
 
 def _entry(name: str) -> tuple[Callable[[KVShape], AttentionBackend], int]:

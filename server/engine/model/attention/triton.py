@@ -46,8 +46,6 @@ class TritonBackend:
         self.buffers = StepBuffers(size, BLOCK_SIZE, SPLIT, self._tile, shape.device)
         self.layout = Layout(0, 0, 0, 0, 0)
         self._precision = "ieee" if shape.dtype == torch.float32 else "tf32"
-        self._partial = torch.empty(0, device=shape.device)
-        self._sums = torch.empty(0, device=shape.device)
 
     def begin(self, rows: Sequence[Row]) -> None:
         """Describe the next forward."""
@@ -65,13 +63,6 @@ class TritonBackend:
     def launch_key(self) -> Hashable:
         """What the launches of the forward just begun depend on beside the buffers' contents."""
         return self.layout.singles, self.layout.tiles, self.num_splits
-
-    def reserve(self, rows: int, splits: int, num_heads: int) -> None:
-        """Hold memory for the partial results of so many single rows, before graphs know its address."""
-        parts = rows * num_heads * splits
-        if self._sums.numel() < 2 * parts:
-            self._partial = torch.empty(parts * self.shape.head_dim, dtype=torch.float32, device=self.shape.device)
-            self._sums = torch.empty(2 * parts, dtype=torch.float32, device=self.shape.device)
 
     def attend(
         self,
@@ -167,7 +158,10 @@ class TritonBackend:
     ) -> None:
         shape, buffers, singles, splits = self.shape, self.buffers, self.layout.singles, self.num_splits
         num_heads, group = query.shape[1], query.shape[1] // shape.num_kv_heads
-        self.reserve(singles, splits, num_heads)
+        # From torch's allocator, and so from a graph's own memory where one is being captured.
+        parts = singles * num_heads * splits
+        partial = torch.empty(parts * shape.head_dim, dtype=torch.float32, device=shape.device)
+        sums = torch.empty(2 * parts, dtype=torch.float32, device=shape.device)
         padded = _power(shape.head_dim)
         self._kernels.decode_kernel[(singles, shape.num_kv_heads, splits)](
             query,
@@ -180,8 +174,8 @@ class TritonBackend:
             buffers.tables,
             buffers.block_starts,
             buffers.prefix_starts,
-            self._partial,
-            self._sums,
+            partial,
+            sums,
             scaling,
             query.stride(0),
             splits,
@@ -200,9 +194,9 @@ class TritonBackend:
             num_stages=3 if shape.dtype != torch.float32 and padded <= 128 else 2,
         )
         self._kernels.reduce_kernel[(singles, num_heads)](
-            self._partial,
-            self._sums,
-            sinks if sinks is not None else self._sums,
+            partial,
+            sums,
+            sinks if sinks is not None else sums,
             buffers.singles,
             buffers.starts,
             buffers.lengths,
@@ -236,7 +230,7 @@ class TritonBackend:
             buffers.tables,
             buffers.block_starts,
             buffers.prefix_starts,
-            sinks if sinks is not None else self._sums,
+            sinks if sinks is not None else query,
             out,
             scaling,
             query.stride(0),

@@ -1,0 +1,110 @@
+"""The fused decoder equals the model that it was taken from, and a planted error keeps it out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import nn
+
+from server.core import PrefixKey
+from server.engine.model.attention.hook import attach, detach
+from server.engine.model.attention.triton import TritonBackend
+from server.engine.model.fused.decoder import FusedDecoder, NotFused
+from server.engine.model.load import LoadedModel, from_module
+from server.engine.model.runner import Runner
+from server.engine.scheduler.plan import Prefix, Span
+from tests.tiny_models import tiny_model
+
+FAMILIES = ["llama", "llama_gqa3", "mistral", "qwen2", "qwen3"]
+
+
+def made(family: str) -> tuple[LoadedModel, TritonBackend]:
+    model = from_module(tiny_model(family), max_model_len=96)
+    backend = TritonBackend(model.kv_shape(num_blocks=12, block_size=16))
+    attach(model.module, backend)
+    return model, backend
+
+
+STEPS = [
+    [Span(0, 0, tuple(range(3, 23)), (4, 2))],
+    [
+        Span(1, 0, (5, 6, 7), (7,), Prefix(PrefixKey("", "a"), 20, (4, 2)), rows=(0, 1, 2)),
+        Span(2, 0, tuple(range(40, 58)), (1, 9), rows=(3, 17)),
+    ],
+    [
+        Span(1, 3, (8,), (7,), Prefix(PrefixKey("", "a"), 20, (4, 2)), samples=True),
+        Span(2, 18, (9,), (1, 9), samples=True),
+    ],
+]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_fused_equals_plain(family: str) -> None:
+    model, backend = made(family)
+    plain = Runner(model, backend)
+    expected = [plain.forward(step)[0] for step in STEPS]
+    backend.zero(range(12))
+    fused = Runner(model, backend, forward=FusedDecoder(model, backend))
+    for step, logits in zip(STEPS, expected, strict=True):
+        found, _ = fused.forward(step)
+        torch.testing.assert_close(found, logits, atol=1e-4 * max(1.0, float(logits.std())) if len(logits) else 0, rtol=0)
+
+
+def test_joined_weights_are_held_once() -> None:
+    model, backend = made("llama")
+    FusedDecoder(model, backend)
+    layer = model.module.model.layers[0]
+    query, key = layer.self_attn.q_proj.weight, layer.self_attn.k_proj.weight
+    assert query.untyped_storage().data_ptr() == key.untyped_storage().data_ptr()
+
+
+class Scaled(nn.Module):
+    """A module of the same names that computes a little more."""
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.weight, self.variance_epsilon, self._inner = inner.weight, inner.variance_epsilon, inner
+
+    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+        found: torch.Tensor = self._inner(hidden)
+        return found * 1.01
+
+
+def other_epsilon(layer: nn.Module) -> None:
+    layer.post_attention_layernorm = Scaled(layer.post_attention_layernorm)
+
+
+def other_scaling(layer: nn.Module) -> None:
+    read = layer.self_attn.forward
+    layer.self_attn.forward = lambda *args, **kwargs: (read(*args, **kwargs)[0] * 1.02, None)
+
+
+def other_activation(layer: nn.Module) -> None:
+    layer.mlp.act_fn = nn.GELU()
+
+
+def other_rotation(layer: nn.Module) -> None:
+    read = layer.self_attn.forward
+
+    def turned(*args: object, position_embeddings: tuple[torch.Tensor, torch.Tensor], **kwargs: object) -> object:
+        cosines, sines = position_embeddings
+        return read(*args, position_embeddings=(cosines, -sines), **kwargs)
+
+    layer.self_attn.forward = turned
+
+
+@pytest.mark.parametrize("plant", [other_epsilon, other_scaling, other_activation, other_rotation])
+def test_a_layer_that_computes_something_else_is_refused(plant: Callable[[nn.Module], None]) -> None:
+    model, backend = made("llama")
+    plant(model.module.model.layers[1])
+    with pytest.raises(NotFused, match="layer 1"):
+        FusedDecoder(model, backend)
+
+
+def test_a_family_with_other_layers_is_refused() -> None:
+    model, backend = made("gpt2")
+    with pytest.raises(NotFused, match="gpt2"):
+        FusedDecoder(model, backend)
+    detach(model.module, backend)
