@@ -30,7 +30,10 @@ def main() -> int:
     from benchmarks.gpu import kernels, machine, parity, peers, steps, throughput
     from benchmarks.gpu.setting import Setting
 
-    parts = {module.__name__.rpartition(".")[2]: module.run for module in (machine, kernels, parity, steps, throughput, peers)}
+    parts = {
+        module.__name__.rpartition(".")[2]: module.run
+        for module in (machine, kernels, parity, steps, throughput, peers)
+    }
     chosen = options.part or list(parts)
     device = torch.device("cpu" if options.dry_run else "cuda")
     if options.dry_run:

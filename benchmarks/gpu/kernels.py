@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from benchmarks.gpu.setting import Setting
-from benchmarks.gpu.timing import milliseconds
+from benchmarks.gpu.timing import captured, milliseconds
 from server.engine.model.attention.base import KVShape, Row
 from server.engine.model.attention.buffers import BatchSize
 from server.engine.model.attention.reference import ReferenceBackend
@@ -104,9 +104,11 @@ def _speed(setting: Setting) -> list[dict[str, float]]:
     """Time one layer's decode attention at the sizes of an 8B model."""
     table = []
     dim, heads, kv_heads = (16, 4, 2) if setting.dry else (128, 32, 8)
-    sizes = [(2, 32)] if setting.dry else [(1, 1024), (1, 8192), (16, 1024), (64, 256), (64, 1024), (256, 1024)]
+    sizes = (
+        [(2, 32)] if setting.dry else [(1, 1024), (1, 8192), (16, 1024), (64, 256), (64, 1024), (64, 1100), (256, 1024)]
+    )
     for batch, context in sizes:
-        each = context // 16
+        each = -(-context // 16)
         layers = 1 if setting.dry else 8  # more than the cache holds
         shape = KVShape(layers, kv_heads, dim, batch * each + 1, 16, setting.dtype, setting.device, heads)
         backend = TritonBackend(shape, BatchSize(batch, batch, batch * each + 1))
@@ -119,7 +121,7 @@ def _speed(setting: Setting) -> list[dict[str, float]]:
             for layer in range(layers):
                 backend.read(layer, query)
 
-        ms = milliseconds(read, setting.device) / layers
+        ms = milliseconds(captured(read, setting.device), setting.device) / layers
         bytes_read = 2 * batch * context * kv_heads * dim * setting.dtype.itemsize
         table.append({"batch": batch, "context": context, "us": ms * 1e3, "tb_s": bytes_read / ms / 1e9})
         del backend

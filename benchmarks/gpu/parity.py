@@ -50,7 +50,12 @@ def run(setting: Setting) -> dict[str, Any]:
 
 def _family(setting: Setting, family: str, folder: Path) -> dict[str, float]:
     model = _tiny(setting, family)
-    sources = [None, save_soft_prompt(folder, 1, 9, model), save_prefix(folder, 2, 21, model), save_prefix(folder, 3, 40, model)]
+    sources = [
+        None,
+        save_soft_prompt(folder, 1, 9, model),
+        save_prefix(folder, 2, 21, model),
+        save_prefix(folder, 3, 40, model),
+    ]
     generator = torch.Generator().manual_seed(5)
     questions = [
         (tuple(torch.randint(3, model.vocab_size, (length,), generator=generator).tolist()), source)
@@ -65,7 +70,9 @@ def _family(setting: Setting, family: str, folder: Path) -> dict[str, float]:
         ahead, _ = _ask(engine, questions, listen=False)
         alone = [_ask(engine, [question], listen=False)[0][0] for question in questions[:3]]
         for index, (tokens, logits) in enumerate(expected):
-            assert crowd[index] == tokens, f"{family} {name}: question {index} was answered {crowd[index]}, not {tokens}"
+            assert crowd[index] == tokens, (
+                f"{family} {name}: question {index} was answered {crowd[index]}, not {tokens}"
+            )
             assert ahead[index] == tokens, f"{family} {name}: one step ahead, question {index} was answered otherwise"
             if index < len(alone):
                 assert alone[index] == tokens, f"{family} {name}: alone, question {index} was answered otherwise"
@@ -76,13 +83,19 @@ def _family(setting: Setting, family: str, folder: Path) -> dict[str, float]:
     sampled = [(tokens, source) for tokens, source in questions]
     engine = engine_for(_tiny(setting, family), SIZES, static=True)
     crowd, _ = _ask(engine, sampled, listen=False, temperature=1.0)
-    assert _ask(engine, sampled[:1], listen=False, temperature=1.0)[0][0] == crowd[0], "a seeded draw differs in a crowd"
+    assert _ask(engine, sampled[:1], listen=False, temperature=1.0)[0][0] == crowd[0], (
+        "a seeded draw differs in a crowd"
+    )
     return found
 
 
 def _tiny(setting: Setting, family: str) -> LoadedModel:
     name, extra = FAMILIES[family]
-    arguments = {"vocab_size": 300, "n_embd": 64, "n_layer": 2, "n_head": 4, "n_positions": 512} if extra is None else TINY | extra
+    arguments = (
+        {"vocab_size": 300, "n_embd": 64, "n_layer": 2, "n_head": 4, "n_positions": 512}
+        if extra is None
+        else TINY | extra
+    )
     config = getattr(transformers, name)(**arguments)
     torch.manual_seed(0)
     module = AutoModelForCausalLM.from_config(config, dtype=torch.float32, attn_implementation="eager").eval()

@@ -63,7 +63,11 @@ def _steps(
             ms = milliseconds(step, setting.device, repeats=20)
             expected = predict(model, batch, context, float(setting.facts.get("copy_tb_s") or 1.0))
             row = {"forward": kind, "batch": batch, "context": context, "ms": ms, "tok_s": batch / ms * 1e3}
-            row |= {"host_ms": _host(setting, step), "bound_ms": expected.memory_ms, "of_bound": expected.memory_ms / ms}
+            row |= {
+                "host_ms": _host(setting, step),
+                "bound_ms": expected.memory_ms,
+                "of_bound": expected.memory_ms / ms,
+            }
             table.append(row)
             if setting.device.type == "cuda" and batch in (1, 64):
                 kernels[f"{kind} batch {batch}"] = _kernels(step)

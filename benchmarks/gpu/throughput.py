@@ -43,6 +43,9 @@ def run(setting: Setting) -> dict[str, Any]:
         questions = _questions(model, batch, context, seed=batch)
         found["decode"].append({"batch": batch, **_decode(engine, questions, fresh, sequence)})
         sequence += batch
+    if setting.device.type == "cuda":
+        found["card"] = _card(engine, _questions(model, many, context, seed=5), fresh, sequence)
+        sequence += many
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         adapters: dict[str, Any] = {}
@@ -116,6 +119,49 @@ def _decode(engine: Engine, questions: list[Question], fresh: int, first: int) -
         "step_ms": step * 1e3,
         "cpu_ms": statistics.median(cpu) * 1e3 if cpu else float("nan"),
         "prefill_tok_s": sum(len(tokens) for tokens, _ in questions) / prefilled if prefilled else float("nan"),
+    }
+
+
+def _card(engine: Engine, questions: list[Question], fresh: int, first: int) -> dict[str, Any]:
+    """Return the share of time that the card is busy while all sequences decode, and what a step's kernels are."""
+    from torch.profiler import ProfilerActivity, profile
+
+    for index, (tokens, source) in enumerate(questions):
+        engine.handle(Submit(first + index, tokens, SamplingParams(max_tokens=fresh), source))
+    decoding = 0
+    steps = 12
+    trace = None
+    pending = {first + index for index in range(len(questions))}
+    while pending:
+        if decoding == fresh // 2:
+            trace = profile(activities=[ProfilerActivity.CUDA])
+            trace.__enter__()
+        if decoding == fresh // 2 + steps and trace is not None:
+            trace.__exit__(None, None, None)
+        for reply in engine.step():
+            assert isinstance(reply, StepReport)
+            assert reply.stats is not None
+            decoding += reply.stats.batch_sequences == reply.stats.batch_tokens == len(questions)
+            pending -= {event.sequence for event in reply.events if event.finish is not None}
+    assert trace is not None
+    spans = sorted((event.time_range.start, event.time_range.end) for event in trace.events() if event.device_time > 0)
+    busy, reached, gaps = 0.0, spans[0][0], []
+    for start, end in spans:
+        if start > reached:
+            gaps.append(start - reached)
+        busy += max(0.0, end - max(start, reached))
+        reached = max(reached, end)
+    kernels = [
+        (event.key[:60], event.count / steps, event.self_device_time_total / steps)
+        for event in trace.key_averages()
+        if event.self_device_time_total > 0
+    ]
+    kernels.sort(key=lambda row: -row[2])
+    return {
+        "busy": busy / (reached - spans[0][0]),
+        "gaps_us": sorted(gaps, reverse=True)[:16],
+        "step_us": (reached - spans[0][0]) / steps,
+        "kernels": kernels[:14],
     }
 
 

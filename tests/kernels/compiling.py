@@ -35,7 +35,7 @@ def compile_one(label: str, kernel, types: dict[str, str], constants: dict[str, 
 def attention_kernels() -> None:
     """Every head size with a few groups, both number formats, and the flags."""
     book = {
-        "rows": I32,
+        **dict.fromkeys(("rows", "grouped", "members", "group_firsts", "group_counts"), I32),
         "tile_rows": I32,
         "tile_tokens": I32,
         "starts": I32,
@@ -73,6 +73,20 @@ def attention_kernels() -> None:
             num_stages=3 if kind != F32 and padded <= 128 else 2,
         )
         run(
+            f"shared {label}",
+            attention.shared_kernel,
+            types,
+            {
+                **shared,
+                "GROUP_PADDED": power,
+                "LANES": 64,
+                "SPLIT": 256,
+                "TILE": 64 if padded <= 128 and kind != F32 else 32,
+            },
+            num_warps=4,
+            num_stages=2,
+        )
+        run(
             f"reduce {label}",
             attention.reduce_kernel,
             types,
@@ -96,7 +110,12 @@ def attention_kernels() -> None:
     run(
         "write",
         attention.write_kernel,
-        {**dict.fromkeys(("key", "value", "keys", "values"), "*bf16"), "slots": I64, "key_stride": "i32", "value_stride": "i32"},
+        {
+            **dict.fromkeys(("key", "value", "keys", "values"), "*bf16"),
+            "slots": I64,
+            "key_stride": "i32",
+            "value_stride": "i32",
+        },
         {"HEADS": 8, "DIM": 128, "WIDTH": 1024, "BLOCK": 16},
     )
 
@@ -122,7 +141,15 @@ def layer_kernels() -> None:
                 f"rotate_write {kind} {half}",
                 layers.rotate_write_kernel,
                 {**dict.fromkeys(names, kind), **book},
-                {"HEADS": 32, "KV_HEADS": 8, "DIM": 2 * half, "HALF": half, "HALF_PADDED": padded, "BLOCK": 16, "NORMS": norms},
+                {
+                    "HEADS": 32,
+                    "KV_HEADS": 8,
+                    "DIM": 2 * half,
+                    "HALF": half,
+                    "HALF_PADDED": padded,
+                    "BLOCK": 16,
+                    "NORMS": norms,
+                },
                 num_warps=1,
             )
         run(

@@ -49,7 +49,9 @@ def test_fused_equals_plain(family: str) -> None:
     fused = Runner(model, backend, forward=FusedDecoder(model, backend))
     for step, logits in zip(STEPS, expected, strict=True):
         found, _ = fused.forward(step)
-        torch.testing.assert_close(found, logits, atol=1e-4 * max(1.0, float(logits.std())) if len(logits) else 0, rtol=0)
+        torch.testing.assert_close(
+            found, logits, atol=1e-4 * max(1.0, float(logits.std())) if len(logits) else 0, rtol=0
+        )
 
 
 def test_joined_weights_are_held_once() -> None:

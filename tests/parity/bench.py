@@ -98,7 +98,9 @@ def ask_engine(
     answers = [
         Answer(
             tuple(event.token for event in events[i]),
-            torch.zeros(0) if ahead else torch.stack([rows[i][p] for p in range(len(question.tokens) + NEW_TOKENS - 1)]),
+            torch.zeros(0)
+            if ahead
+            else torch.stack([rows[i][p] for p in range(len(question.tokens) + NEW_TOKENS - 1)]),
         )
         for i, question in enumerate(questions)
     ]

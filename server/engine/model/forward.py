@@ -5,7 +5,6 @@ from __future__ import annotations
 import inspect
 from typing import Protocol
 
-import torch
 from torch import Tensor
 
 from server.engine.model.load import LoadedModel
@@ -15,7 +14,7 @@ class Forward(Protocol):
     """One packed forward over the KV memory of the backend whose `begin` described it."""
 
     def __call__(self, embeddings: Tensor, positions: Tensor, keep: Tensor) -> Tensor:
-        """Return float32 logits [num_kept, vocab_size] of the rows `keep` [num_kept] int64, in its order.
+        """Return logits [num_kept, vocab_size], in the head's format, of the rows `keep` [num_kept] int64, in its order.
 
         `embeddings` [num_tokens, hidden_size], `positions` [num_tokens] int64, absolute. Where nothing is kept the head
         does not run.
@@ -36,9 +35,9 @@ class PlainForward:
         inputs = {"inputs_embeds": embeddings[None], "position_ids": positions[None], "use_cache": False}
         if not len(keep):
             self._module.base_model(**inputs)
-            return torch.zeros((0, self._vocab_size), dtype=torch.float32, device=embeddings.device)
+            return embeddings.new_zeros((0, self._vocab_size))
         if self._slices:
             logits: Tensor = self._module(**inputs, logits_to_keep=keep).logits[0]
         else:
             logits = self._module(**inputs).logits[0, keep]
-        return logits.float()
+        return logits

@@ -109,11 +109,12 @@ class DecodeGraphs:
         """What is captured: nothing here may wait for the device or depend on what it holds."""
         ids, positions, reads, writes = self._given.there.view(4, self.max_rows)[:, :size]
         ids = torch.where(ids == CARRIED, self.drawn[reads], ids)
-        logits = self._forward(self._model.embed(ids), positions, self._keep[:size])
+        logits = self._logits[:size]
+        logits.copy_(self._forward(self._model.embed(ids), positions, self._keep[:size]))
         tokens = likeliest(logits)
-        self._logits[:size].copy_(logits)
         self._tokens[:size].copy_(tokens)
-        self._finite[:size].copy_(logits.amax(dim=-1).isfinite() & logits.amin(dim=-1).isfinite())
+        # A sum is not finite as soon as one of its terms is not; finite logits are far too small to overflow.
+        self._finite[:size].copy_(logits.sum(dim=-1).isfinite())
         self.drawn.index_copy_(0, writes, tokens)
 
     def _launch_key(self) -> Hashable:

@@ -147,7 +147,8 @@ class Runner:
         positions = [row.prefix_len + row.start + index for row in rows for index in range(row.count)]
         device = self.model.device
         index = torch.tensor(keep, dtype=torch.int64).to(device, non_blocking=True)
-        return self._packed(embeddings[0], torch.tensor(positions).to(device, non_blocking=True), index), wanted
+        places = torch.tensor(positions).to(device, non_blocking=True)
+        return self._packed(embeddings[0], places, index).float(), wanted
 
     @torch.inference_mode()
     def forward_best(

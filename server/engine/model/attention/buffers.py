@@ -10,10 +10,13 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch import Tensor
+from numpy.typing import NDArray
 
 from server.engine.model.attention.base import Row
 from server.engine.model.uploads import Uploads
+
+Numbers = NDArray[np.int64]
+
 
 @dataclass(frozen=True, slots=True)
 class BatchSize:
@@ -28,15 +31,28 @@ class BatchSize:
 class Layout:
     """What a launch has to know of a forward beside the buffers' contents.
 
-    `singles` rows compute one token, the others are cut into `tiles` tiles of queries; `longest` is the largest number
-    of splits that one of the single rows has.
+    `singles` rows compute one token, the others are cut into `tiles` tiles of queries. A single row has `splits` splits
+    at most, of which it reads `own` itself and `shared` with those behind the same prefix, in `groups` groups.
     """
 
     rows: int
     tokens: int
     singles: int
     tiles: int
-    longest: int
+    splits: int
+    own: int
+    shared: int
+    groups: int
+
+
+@dataclass(frozen=True, slots=True)
+class Cuts:
+    """How work is cut: keys of a split, new tokens of a tile of queries, rows of a group behind one prefix."""
+
+    split: int
+    queries: int
+    sharers: int
+    long_prefix: int  # tokens from which a prefix is read for its rows together, however few they are
 
 
 class StepBuffers:
@@ -47,12 +63,13 @@ class StepBuffers:
     ones, `prefix_lengths` [rows] those of segment A. `tables` are the blocks of all segments one after the other;
     `block_starts` and `prefix_starts` [rows] say where a row's begin. A prefix that several rows share stands there
     once. `singles` [rows] are the rows of one token; `tile_rows` and `tile_tokens` [tokens] cut the others into tiles.
+    Of the single rows, `grouped` [rows] are 1 where a long prefix is read for several together: groups of `members`
+    [rows], each from `group_firsts` [rows] on and `group_counts` [rows] many.
     """
 
-    def __init__(self, size: BatchSize, block_size: int, split: int, tile: int, device: torch.device) -> None:
-        """`split` is how many keys one split has, `tile` how many new tokens of a row one tile has."""
+    def __init__(self, size: BatchSize, block_size: int, cuts: Cuts, device: torch.device) -> None:
         self.size = size
-        self._block_size, self._split, self._tile = block_size, split, tile
+        self._block_size, self._cuts = block_size, cuts
         widths = {
             "positions": 2 * size.tokens,
             "slots": 2 * size.tokens,
@@ -62,6 +79,10 @@ class StepBuffers:
             "block_starts": size.rows,
             "prefix_starts": size.rows,
             "singles": size.rows,
+            "grouped": size.rows,
+            "members": size.rows,
+            "group_firsts": size.rows,
+            "group_counts": size.rows,
             "tile_rows": size.tokens,
             "tile_tokens": size.tokens,
             "tables": size.blocks,
@@ -81,6 +102,10 @@ class StepBuffers:
         self.block_starts = there[self._places["block_starts"]]
         self.prefix_starts = there[self._places["prefix_starts"]]
         self.singles = there[self._places["singles"]]
+        self.grouped = there[self._places["grouped"]]
+        self.members = there[self._places["members"]]
+        self.group_firsts = there[self._places["group_firsts"]]
+        self.group_counts = there[self._places["group_counts"]]
         self.tile_rows = there[self._places["tile_rows"]]
         self.tile_tokens = there[self._places["tile_tokens"]]
         self.tables = there[self._places["tables"]]
@@ -91,7 +116,7 @@ class StepBuffers:
         self._uploads.send(used)
         return layout
 
-    def _write(self, packed: np.ndarray, rows: Sequence[Row]) -> tuple[Layout, int]:
+    def _write(self, packed: Numbers, rows: Sequence[Row]) -> tuple[Layout, int]:
         places = self._places
         facts = np.array([(r.offset, r.count, r.start, r.prefix_len) for r in rows], dtype=np.int64).reshape(-1, 4)
         offsets, counts, begins, prefixes = facts.T
@@ -107,7 +132,7 @@ class StepBuffers:
         own = within + begins[row_of]
         block = tables[block_starts[row_of] + own // self._block_size]
 
-        def put(name: str, values: np.ndarray, dtype: type[np.generic] = np.int32) -> None:
+        def put(name: str, values: Numbers, dtype: type[np.generic] = np.int32) -> None:
             packed[places[name]].view(dtype)[: len(values)] = values
 
         put("positions", own + prefixes[row_of], np.int64)
@@ -120,20 +145,53 @@ class StepBuffers:
         singles = np.flatnonzero(counts == 1)
         put("singles", singles)
         several = np.flatnonzero(counts > 1)
-        tiles = -(-counts[several] // self._tile)
+        tiles = -(-counts[several] // self._cuts.queries)
         put("tile_rows", np.repeat(several, tiles))
         firsts = np.arange(int(tiles.sum())) - np.repeat(np.cumsum(tiles) - tiles, tiles)
-        put("tile_tokens", firsts * self._tile)
+        put("tile_tokens", firsts * self._cuts.queries)
         put("tables", tables)
-        splits = -(-prefixes[singles] // self._split) - (-(begins[singles] + 1) // self._split)
-        layout = Layout(num_rows, num_tokens, len(singles), int(tiles.sum()), int(splits.max(initial=0)))
+
+        before = -(-prefixes[singles] // self._cuts.split)
+        own = -(-(begins[singles] + 1) // self._cuts.split)
+        grouped = prefixes[singles] >= self._cuts.long_prefix
+        members, group_firsts, group_counts = self._groups(grouped, prefix_starts[singles])
+        put("grouped", grouped)
+        put("members", members)
+        packed[places["group_counts"]] = 0  # more groups may be launched than there are
+        put("group_firsts", group_firsts)
+        put("group_counts", group_counts)
+        layout = Layout(
+            rows=num_rows,
+            tokens=num_tokens,
+            singles=len(singles),
+            tiles=int(tiles.sum()),
+            splits=int((before + own).max(initial=0)),
+            own=int((own + np.where(grouped, 0, before)).max(initial=0)),
+            shared=int(before[grouped].max(initial=0)),
+            groups=len(group_counts),
+        )
         return layout, places["tables"].start + len(tables)
 
-    def _tables(self, rows: Sequence[Row]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def _groups(self, grouped: Numbers, prefixes: Numbers) -> tuple[Numbers, Numbers, Numbers]:
+        """Return single rows prefix by prefix, and where each group of at most `sharers` of them begins and how many."""
+        members = np.flatnonzero(grouped)
+        members = members[np.argsort(prefixes[members], kind="stable")]
+        firsts: list[int] = []
+        counts: list[int] = []
+        for place, prefix in enumerate(prefixes[members]):
+            if firsts and prefixes[members[firsts[-1]]] == prefix and counts[-1] < self._cuts.sharers:
+                counts[-1] += 1
+            else:
+                firsts.append(place)
+                counts.append(1)
+        return members, np.array(firsts, dtype=np.int64), np.array(counts, dtype=np.int64)
+
+    def _tables(self, rows: Sequence[Row]) -> tuple[Numbers, Numbers, Numbers]:
         """Return the blocks of all segments in one array, and where each row's B and A begin in it."""
         parts: list[tuple[int, ...]] = []
         block_starts, prefix_starts = np.zeros(len(rows), np.int64), np.zeros(len(rows), np.int64)
-        at, known = 0, {}  # by identity first: rows of one prefix share the tuple
+        at = 0
+        known: dict[tuple[int, ...], int] = {}
         for index, row in enumerate(rows):
             needed = -(-(row.start + row.count) // self._block_size)
             blocks = row.blocks if len(row.blocks) == needed else row.blocks[:needed]
@@ -147,5 +205,5 @@ class StepBuffers:
                     parts.append(row.prefix_blocks)
                     at += len(row.prefix_blocks)
                 prefix_starts[index] = place
-        flat = np.fromiter((block for part in parts for block in part), dtype=np.int64, count=at)
+        flat = np.concatenate([np.array(part, dtype=np.int32) for part in parts]) if parts else np.zeros(0, np.int32)
         return flat, block_starts, prefix_starts

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from server.engine.model.attention.base import KVShape, Row
-from server.engine.model.attention.buffers import BatchSize, Layout, StepBuffers
+from server.engine.model.attention.buffers import BatchSize, Cuts, Layout, StepBuffers
 
 BLOCK_SIZE = 16
 
@@ -20,13 +20,15 @@ SPLIT = 256
 QUERY_LANES = 64
 """Rows of the matrix products of a tile of queries: its tokens times the query heads of a key head."""
 
-_SPLIT_CLASSES = (1, 2, 3, 5, 9, 17, 33)
+LONG_PREFIX = 512
+"""Tokens from which a prefix is read once for all single rows behind it. It is so for a lone row too: whether a row's
+numbers come from the one kernel or the other must not depend on its company."""
 
 
 class TritonBackend:
     """KV memory of a GPU, and attention over it. `size` is what one forward may hold at most."""
 
-    def __init__(self, shape: KVShape, size: BatchSize | None = None) -> None:
+    def __init__(self, shape: KVShape, size: BatchSize | None = None, *, long_prefix: int = LONG_PREFIX) -> None:
         # Imported here: only who chooses this backend needs Triton.
         from server.engine.model.kernels import attention as kernels
 
@@ -42,27 +44,23 @@ class TritonBackend:
             dtype=shape.dtype,
             device=shape.device,
         )
-        self._tile = max(1, QUERY_LANES // _power((shape.num_heads or 4 * shape.num_kv_heads) // shape.num_kv_heads))
-        self.buffers = StepBuffers(size, BLOCK_SIZE, SPLIT, self._tile, shape.device)
-        self.layout = Layout(0, 0, 0, 0, 0)
+        group = (shape.num_heads or 4 * shape.num_kv_heads) // shape.num_kv_heads
+        self._cuts = Cuts(
+            SPLIT, max(1, QUERY_LANES // _power(group)), max(1, QUERY_LANES // _power(group)), long_prefix
+        )
+        self.buffers = StepBuffers(size, BLOCK_SIZE, self._cuts, shape.device)
+        self.layout = Layout(0, 0, 0, 0, 0, 0, 0, 0)
         self._precision = "ieee" if shape.dtype == torch.float32 else "tf32"
 
     def begin(self, rows: Sequence[Row]) -> None:
         """Describe the next forward."""
         self.layout = self.buffers.fill(rows)
 
-    @property
-    def num_splits(self) -> int:
-        """Splits that are launched for each single row: the longest row's, rounded up to few different numbers."""
-        longest = self.layout.longest
-        for splits in _SPLIT_CLASSES:
-            if longest <= splits:
-                return splits
-        return 1 << (longest - 1).bit_length()
-
     def launch_key(self) -> Hashable:
         """What the launches of the forward just begun depend on beside the buffers' contents."""
-        return self.layout.singles, self.layout.tiles, self.num_splits
+        layout = self.layout
+        counts = (layout.splits, layout.own, layout.shared, layout.groups)
+        return layout.singles, layout.tiles, *(_rounded(count) for count in counts)
 
     def attend(
         self,
@@ -156,18 +154,56 @@ class TritonBackend:
     def _decode(
         self, layer: int, query: Tensor, out: Tensor, scaling: float, window: int, softcap: float, sinks: Tensor | None
     ) -> None:
-        shape, buffers, singles, splits = self.shape, self.buffers, self.layout.singles, self.num_splits
+        shape, buffers, layout = self.shape, self.buffers, self.layout
+        singles, splits = layout.singles, _rounded(layout.splits)
         num_heads, group = query.shape[1], query.shape[1] // shape.num_kv_heads
         # From torch's allocator, and so from a graph's own memory where one is being captured.
         parts = singles * num_heads * splits
         partial = torch.empty(parts * shape.head_dim, dtype=torch.float32, device=shape.device)
         sums = torch.empty(2 * parts, dtype=torch.float32, device=shape.device)
         padded = _power(shape.head_dim)
-        self._kernels.decode_kernel[(singles, shape.num_kv_heads, splits)](
+        keys, values = self.memory[layer]
+        if layout.groups:
+            lanes = _power(group) * self._cuts.sharers
+            self._kernels.shared_kernel[(_rounded(layout.groups), shape.num_kv_heads, _rounded(layout.shared))](
+                query,
+                keys,
+                values,
+                buffers.singles,
+                buffers.members,
+                buffers.group_firsts,
+                buffers.group_counts,
+                buffers.starts,
+                buffers.lengths,
+                buffers.prefix_lengths,
+                buffers.tables,
+                buffers.prefix_starts,
+                partial,
+                sums,
+                scaling,
+                query.stride(0),
+                splits,
+                GROUP=group,
+                GROUP_PADDED=_power(group),
+                LANES=max(16, lanes),
+                HEADS=shape.num_kv_heads,
+                DIM=shape.head_dim,
+                DIM_PADDED=padded,
+                SPLIT=SPLIT,
+                TILE=64 if padded <= 128 and shape.dtype != torch.float32 else 32,
+                BLOCK=BLOCK_SIZE,
+                WINDOW=window,
+                SOFTCAP=softcap,
+                PRECISION=self._precision,
+                num_warps=4,
+                num_stages=2,
+            )
+        self._kernels.decode_kernel[(singles, shape.num_kv_heads, _rounded(layout.own))](
             query,
-            self.memory[layer, 0],
-            self.memory[layer, 1],
+            keys,
+            values,
             buffers.singles,
+            buffers.grouped,
             buffers.starts,
             buffers.lengths,
             buffers.prefix_lengths,
@@ -240,7 +276,7 @@ class TritonBackend:
             HEADS=shape.num_kv_heads,
             DIM=shape.head_dim,
             DIM_PADDED=padded,
-            QUERIES=self._tile,
+            QUERIES=self._cuts.queries,
             TILE=64 if padded <= 128 and shape.dtype != torch.float32 else 32,
             BLOCK=BLOCK_SIZE,
             WINDOW=window,
@@ -254,6 +290,14 @@ class TritonBackend:
 
 def _power(number: int) -> int:
     return 1 << (number - 1).bit_length()
+
+
+def _rounded(count: int) -> int:
+    """Round a number of launches up to one of few: each is a graph of its own."""
+    if count <= 8:
+        return count
+    step = _power(count) // 8
+    return -(-count // step) * step
 
 
 def _packed(tensor: Tensor) -> Tensor:

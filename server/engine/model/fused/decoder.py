@@ -89,12 +89,12 @@ class FusedDecoder:
         for layer in self._layers:
             hidden, residual = self._layer(layer, hidden, residual, positions)
         if not len(keep):
-            return torch.zeros((0, self._vocab_size), dtype=torch.float32, device=embeddings.device)
+            return embeddings.new_zeros((0, self._vocab_size))
         assert residual is not None, "a model has layers"
         if len(keep) != len(hidden):
             hidden, residual = hidden.index_select(0, keep), residual.index_select(0, keep)
         normed, _ = self._add_norm(hidden, residual, self._norm, self._epsilon)
-        return functional.linear(normed, self._head.weight, self._head.bias).float()
+        return functional.linear(normed, self._head.weight, self._head.bias)
 
     def _layer(
         self, layer: _Layer, hidden: Tensor, residual: Tensor | None, positions: Tensor
@@ -108,7 +108,9 @@ class FusedDecoder:
         active = self._swiglu(functional.linear(normed, layer.gate_up, layer.gate_up_bias))
         return functional.linear(active, layer.down, layer.down_bias), residual
 
-    def _add_norm(self, hidden: Tensor, residual: Tensor | None, weight: Tensor, epsilon: float) -> tuple[Tensor, Tensor]:
+    def _add_norm(
+        self, hidden: Tensor, residual: Tensor | None, weight: Tensor, epsilon: float
+    ) -> tuple[Tensor, Tensor]:
         tokens, width = hidden.shape
         hidden = hidden.contiguous()
         normed = torch.empty_like(hidden)
@@ -264,7 +266,9 @@ def _rotary_table(model: LoadedModel) -> tuple[Tensor, Tensor]:
     """Return cosines and sines [max_model_len, head_dim / 2] float32, rounded as the model rounds them."""
     rotary: Any = model.module.model.rotary_emb
     positions = torch.arange(model.max_model_len, device=model.device)[None]
-    cosines, sines = (part[0].float() for part in rotary(torch.zeros(1, device=model.device, dtype=model.dtype), positions))
+    cosines, sines = (
+        part[0].float() for part in rotary(torch.zeros(1, device=model.device, dtype=model.dtype), positions)
+    )
     half = cosines.shape[1] // 2
     if not all(torch.equal(part[:, :half], part[:, half:]) for part in (cosines, sines)):
         raise NotFused("the rotation does not turn the halves of a head against each other")

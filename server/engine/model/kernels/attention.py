@@ -111,6 +111,7 @@ def decode_kernel(
     keys,
     values,
     rows,
+    grouped,
     starts,
     lengths,
     prefix_lengths,
@@ -134,7 +135,7 @@ def decode_kernel(
     SOFTCAP: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """One program: one row of one token, one key head, one split of its keys.
+    """One program: one row of one token, one key head, one split of its keys; not of a prefix that is `grouped`.
 
     Writes `partial` [num_rows, num_heads, num_splits, DIM], what the split's softmax mixes, unnormalised, and `sums`
     [num_rows, num_heads, num_splits, 2], its largest score and the sum of its weights.
@@ -146,6 +147,7 @@ def decode_kernel(
     prefix = tl.load(prefix_lengths + row)
     length = tl.load(lengths + row)
     splits_before = tl.cdiv(prefix, SPLIT)
+    split += tl.load(grouped + place) * splits_before
     in_prefix = split < splits_before
     first = tl.where(in_prefix, split, split - splits_before) * SPLIT
     until = tl.where(in_prefix, prefix, length)
@@ -158,9 +160,7 @@ def decode_kernel(
         dims = tl.arange(0, DIM_PADDED)
         heads = head * GROUP + lanes
         asked = (lanes[:, None] < GROUP) & (dims[None, :] < DIM)
-        questions = tl.load(
-            query + token * query_stride + heads[:, None] * DIM + dims[None, :], mask=asked, other=0.0
-        )
+        questions = tl.load(query + token * query_stride + heads[:, None] * DIM + dims[None, :], mask=asked, other=0.0)
         position = prefix + length - 1 - before  # of the query, counted in the segment
         high = tl.full([GROUP_PADDED], 0, tl.int32) + position
         if WINDOW > 0:
@@ -199,6 +199,106 @@ def decode_kernel(
         tl.store(partial + part[:, None] * DIM + dims[None, :], mixed, mask=asked)
         tl.store(sums + part * 2, most, mask=lanes < GROUP)
         tl.store(sums + part * 2 + 1, total, mask=lanes < GROUP)
+
+
+@triton.jit
+def shared_kernel(
+    query,
+    keys,
+    values,
+    rows,
+    members,
+    group_firsts,
+    group_counts,
+    starts,
+    lengths,
+    prefix_lengths,
+    tables,
+    prefix_starts,
+    partial,
+    sums,
+    scale,
+    query_stride,
+    num_splits,
+    GROUP: tl.constexpr,
+    GROUP_PADDED: tl.constexpr,
+    LANES: tl.constexpr,
+    HEADS: tl.constexpr,
+    DIM: tl.constexpr,
+    DIM_PADDED: tl.constexpr,
+    SPLIT: tl.constexpr,
+    TILE: tl.constexpr,
+    BLOCK: tl.constexpr,
+    WINDOW: tl.constexpr,
+    SOFTCAP: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    """One program: one split of a prefix, one key head, up to LANES / GROUP_PADDED rows that stand behind that prefix.
+
+    Its keys are read once for all of them (Hydragen, Juravsky et al. 2024, arXiv:2402.05099). Writes what
+    `decode_kernel` would, row by row.
+    """
+    tile = tl.program_id(0)
+    head = tl.program_id(1)
+    split = tl.program_id(2)
+    count = tl.load(group_counts + tile)
+    if count > 0:
+        first_member = tl.load(group_firsts + tile)
+        lanes = tl.arange(0, LANES)
+        number = lanes // GROUP_PADDED
+        member = lanes % GROUP_PADDED
+        there = (number < count) & (member < GROUP)
+        place = tl.load(members + first_member + tl.minimum(number, count - 1)).to(tl.int64)
+        row = tl.load(rows + place)
+        one = tl.load(rows + tl.load(members + first_member))
+        prefix = tl.load(prefix_lengths + one)
+        first = split * SPLIT
+        if first < prefix:
+            end = tl.minimum(first + SPLIT, prefix)
+            table = tables + tl.load(prefix_starts + one)
+            dims = tl.arange(0, DIM_PADDED)
+            heads = head * GROUP + member
+            asked = there[:, None] & (dims[None, :] < DIM)
+            token = tl.load(starts + row).to(tl.int64)
+            questions = tl.load(
+                query + token[:, None] * query_stride + heads[:, None] * DIM + dims[None, :], mask=asked, other=0.0
+            )
+            low = tl.zeros([LANES], tl.int32)
+            begin = first
+            if WINDOW > 0:
+                low = tl.maximum(prefix + tl.load(lengths + row) - WINDOW, 0)
+                begin = first + tl.maximum(tl.min(low, 0) - first, 0) // TILE * TILE
+            high = tl.zeros([LANES], tl.int32) + prefix
+            most = tl.full([LANES], float("-inf"), tl.float32)
+            total = tl.zeros([LANES], tl.float32)
+            mixed = tl.zeros([LANES, DIM_PADDED], tl.float32)
+            for start in range(begin, end, TILE):
+                most, total, mixed = _tile(
+                    questions,
+                    keys,
+                    values,
+                    table,
+                    start,
+                    end,
+                    low,
+                    high,
+                    most,
+                    total,
+                    mixed,
+                    head,
+                    scale,
+                    HEADS,
+                    DIM,
+                    DIM_PADDED,
+                    TILE,
+                    BLOCK,
+                    SOFTCAP,
+                    PRECISION,
+                )
+            part = (place * (HEADS * GROUP) + heads) * num_splits + split
+            tl.store(partial + part[:, None] * DIM + dims[None, :], mixed, mask=asked)
+            tl.store(sums + part * 2, most, mask=there)
+            tl.store(sums + part * 2 + 1, total, mask=there)
 
 
 @triton.jit
