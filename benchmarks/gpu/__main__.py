@@ -35,6 +35,7 @@ def main() -> int:
         for module in (machine, kernels, parity, steps, throughput, peers)
     }
     chosen = options.part or list(parts)
+    parts["tune"] = kernels.tune  # only where asked for
     device = torch.device("cpu" if options.dry_run else "cuda")
     if options.dry_run:
         torch.set_num_threads(1)

@@ -13,7 +13,7 @@ from benchmarks.gpu.timing import captured, milliseconds
 from server.engine.model.attention.base import KVShape, Row
 from server.engine.model.attention.buffers import BatchSize
 from server.engine.model.attention.reference import ReferenceBackend
-from server.engine.model.attention.triton import TritonBackend
+from server.engine.model.attention.triton import Launching, TritonBackend
 
 HEADS = [(128, 32, 8), (64, 9, 3), (80, 4, 4), (96, 14, 2), (256, 8, 4)]
 """Head size, query heads, key heads."""
@@ -100,6 +100,23 @@ def _differ(
     return worst
 
 
+def tune(setting: Setting) -> dict[str, Any]:
+    """Time the decode kernel compiled in several ways."""
+    table = []
+    dim, heads, kv_heads = (16, 4, 2) if setting.dry else (128, 32, 8)
+    ways = [Launching(64, 4, 3), Launching(64, 4, 4), Launching(128, 4, 2), Launching(128, 4, 3), Launching(128, 8, 3)]
+    ways += [Launching(64, 8, 3), Launching(64, 2, 4), Launching(32, 2, 5), Launching(32, 4, 5)]
+    for split in (256,) if setting.dry else (256, 128, 512):
+        for way in ways[:1] if setting.dry else ways if split == 256 else ways[:4]:
+            row: dict[str, Any] = {"split": split, "tile": way.tile, "warps": way.warps, "stages": way.stages}
+            for batch, context in [(2, 32)] if setting.dry else [(1, 1100), (64, 1100), (256, 1100)]:
+                row[f"us at {batch} x {context}"] = _time(
+                    setting, dim, heads, kv_heads, batch, context, split=split, decode=way
+                )
+            table.append(row)
+    return {"decode": table}
+
+
 def _speed(setting: Setting) -> list[dict[str, float]]:
     """Time one layer's decode attention at the sizes of an 8B model."""
     table = []
@@ -108,21 +125,26 @@ def _speed(setting: Setting) -> list[dict[str, float]]:
         [(2, 32)] if setting.dry else [(1, 1024), (1, 8192), (16, 1024), (64, 256), (64, 1024), (64, 1100), (256, 1024)]
     )
     for batch, context in sizes:
-        each = -(-context // 16)
-        layers = 1 if setting.dry else 8  # more than the cache holds
-        shape = KVShape(layers, kv_heads, dim, batch * each + 1, 16, setting.dtype, setting.device, heads)
-        backend = TritonBackend(shape, BatchSize(batch, batch, batch * each + 1))
-        backend.memory.normal_()
-        rows = [Row(i, 1, context - 1, tuple(range(i * each, (i + 1) * each))) for i in range(batch)]
-        backend.begin(rows)
-        query = torch.randn((batch, heads, dim), device=setting.device, dtype=setting.dtype)
-
-        def read(backend: TritonBackend = backend, query: torch.Tensor = query, layers: int = layers) -> None:
-            for layer in range(layers):
-                backend.read(layer, query)
-
-        ms = milliseconds(captured(read, setting.device), setting.device) / layers
+        us = _time(setting, dim, heads, kv_heads, batch, context)
         bytes_read = 2 * batch * context * kv_heads * dim * setting.dtype.itemsize
-        table.append({"batch": batch, "context": context, "us": ms * 1e3, "tb_s": bytes_read / ms / 1e9})
-        del backend
+        table.append({"batch": batch, "context": context, "us": us, "tb_s": bytes_read / us / 1e6})
     return table
+
+
+def _time(
+    setting: Setting, dim: int, heads: int, kv_heads: int, batch: int, context: int, **options: Any
+) -> float:
+    """Return microseconds of one layer's decode attention."""
+    each = -(-context // 16)
+    layers = 1 if setting.dry else 8  # more than the cache holds
+    shape = KVShape(layers, kv_heads, dim, batch * each + 1, 16, setting.dtype, setting.device, heads)
+    backend = TritonBackend(shape, BatchSize(batch, batch, batch * each + 1), **options)
+    backend.memory.normal_()
+    backend.begin([Row(i, 1, context - 1, tuple(range(i * each, (i + 1) * each))) for i in range(batch)])
+    query = torch.randn((batch, heads, dim), device=setting.device, dtype=setting.dtype)
+
+    def read() -> None:
+        for layer in range(layers):
+            backend.read(layer, query)
+
+    return milliseconds(captured(read, setting.device), setting.device) / layers * 1e3

@@ -108,6 +108,12 @@ def attention_kernels() -> None:
             num_stages=2,
         )
     run(
+        "zero",
+        attention.zero_kernel,
+        {"memory": "*bf16", "blocks": I64, "num_blocks": "i32"},
+        {"SIZE": 8 * 16 * 128, "TILE": 2048},
+    )
+    run(
         "write",
         attention.write_kernel,
         {

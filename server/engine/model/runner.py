@@ -16,6 +16,7 @@ from server.engine.model.launches import Drawn, Launch, Places
 from server.engine.model.likeliest import likeliest
 from server.engine.model.load import LoadedModel
 from server.engine.model.network import Network, Peaks
+from server.engine.model.uploads import upload
 from server.engine.scheduler.plan import PENDING, Span
 
 LogitRow = tuple[int, int]
@@ -115,8 +116,8 @@ class Runner:
             sampling = [span.sequence for span in others if span.samples]
             if sampling:
                 tokens = likeliest(logits)
-                writes = torch.tensor([places.write(sequence) for sequence in sampling])
-                self.graphs.drawn.index_copy_(0, writes.to(self.model.device, non_blocking=True), tokens)
+                behind = upload([places.write(sequence) for sequence in sampling], self.model.device)
+                self.graphs.drawn.index_copy_(0, behind, tokens)
                 finite = logits.amax(dim=-1).isfinite() & logits.amin(dim=-1).isfinite()
                 launch.add(sampling, Drawn(tokens, finite), None)
         launch.read_back()
@@ -146,8 +147,7 @@ class Runner:
         wanted, keep = _wanted(spans, rows)
         positions = [row.prefix_len + row.start + index for row in rows for index in range(row.count)]
         device = self.model.device
-        index = torch.tensor(keep, dtype=torch.int64).to(device, non_blocking=True)
-        places = torch.tensor(positions).to(device, non_blocking=True)
+        index, places = upload(keep, device), upload(positions, device)
         return self._packed(embeddings[0], places, index).float(), wanted
 
     @torch.inference_mode()
@@ -188,7 +188,7 @@ class Runner:
         """Return [1, num_tokens, hidden_size]; virtual rows stand in as they are, after any scale of the base's."""
         vocab = self.model.vocab_size
         flat = [token for run in tokens for token in run]
-        ids = torch.tensor([flat]).to(self.model.device, non_blocking=True)
+        ids = upload(flat, self.model.device)[None]
         if max(flat) < vocab:
             return self.model.embed(ids)  # type: ignore[no-any-return]
         embeddings: Tensor = self.model.embed(ids.where(ids < vocab, 0))

@@ -2,11 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
 TURNS = 4
 """Host copies that take turns: those of earlier steps may still be on their way to the device."""
+
+
+def upload(values: Sequence[int], device: torch.device) -> Tensor:
+    """Return `values` as int64 on the device, behind all that it has to do and without waiting for that.
+
+    Memory that is not pinned would make the host wait.
+    """
+    host = torch.tensor(values, dtype=torch.int64)
+    return host.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else host
 
 
 class Uploads:

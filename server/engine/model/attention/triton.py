@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 
 from server.engine.model.attention.base import KVShape, Row
 from server.engine.model.attention.buffers import BatchSize, Cuts, Layout, StepBuffers
+from server.engine.model.uploads import upload
 
 BLOCK_SIZE = 16
 
@@ -25,10 +27,27 @@ LONG_PREFIX = 512
 numbers come from the one kernel or the other must not depend on its company."""
 
 
+@dataclass(frozen=True, slots=True)
+class Launching:
+    """How the decode kernel is compiled: keys of a tile, warps of a program, tiles on their way at once."""
+
+    tile: int
+    warps: int
+    stages: int
+
+
 class TritonBackend:
     """KV memory of a GPU, and attention over it. `size` is what one forward may hold at most."""
 
-    def __init__(self, shape: KVShape, size: BatchSize | None = None, *, long_prefix: int = LONG_PREFIX) -> None:
+    def __init__(
+        self,
+        shape: KVShape,
+        size: BatchSize | None = None,
+        *,
+        long_prefix: int = LONG_PREFIX,
+        split: int = SPLIT,
+        decode: Launching | None = None,
+    ) -> None:
         # Imported here: only who chooses this backend needs Triton.
         from server.engine.model.kernels import attention as kernels
 
@@ -45,9 +64,9 @@ class TritonBackend:
             device=shape.device,
         )
         group = (shape.num_heads or 4 * shape.num_kv_heads) // shape.num_kv_heads
-        self._cuts = Cuts(
-            SPLIT, max(1, QUERY_LANES // _power(group)), max(1, QUERY_LANES // _power(group)), long_prefix
-        )
+        together = max(1, QUERY_LANES // _power(group))
+        self._cuts = Cuts(split, together, together, long_prefix)
+        self._decode_by = decode or _decoding(_power(shape.head_dim), shape.dtype)
         self.buffers = StepBuffers(size, BLOCK_SIZE, self._cuts, shape.device)
         self.layout = Layout(0, 0, 0, 0, 0, 0, 0, 0)
         self._precision = "ieee" if shape.dtype == torch.float32 else "tf32"
@@ -129,7 +148,16 @@ class TritonBackend:
 
     def zero(self, blocks: Sequence[int]) -> None:
         """Clear blocks in every layer."""
-        self.memory[:, :, self._index(blocks)] = 0
+        if not blocks:
+            return
+        shape = self.shape
+        self._kernels.zero_kernel[(len(blocks), 2 * shape.num_layers)](
+            self.memory,
+            upload(blocks, shape.device),
+            shape.num_blocks,
+            SIZE=shape.num_kv_heads * BLOCK_SIZE * shape.head_dim,
+            TILE=2048,
+        )
 
     def copy(self, source: int, target: int, tokens: int) -> None:
         """Copy a block's first `tokens` tokens to another in every layer, and clear the rest of that."""
@@ -144,12 +172,9 @@ class TritonBackend:
         there = prefix.to(self.memory, non_blocking=True)
         if whole:
             cut = there[:, :, :, : whole * BLOCK_SIZE].unflatten(3, (whole, BLOCK_SIZE)).transpose(2, 3)
-            self.memory[:, :, self._index(blocks[:whole])] = cut
+            self.memory[:, :, upload(blocks[:whole], self.shape.device)] = cut
         if rest:
             self.memory[:, :, blocks[whole], :, :rest] = there[:, :, :, whole * BLOCK_SIZE :]
-
-    def _index(self, blocks: Sequence[int]) -> Tensor:
-        return torch.tensor(list(blocks), dtype=torch.int64).to(self.shape.device, non_blocking=True)
 
     def _decode(
         self, layer: int, query: Tensor, out: Tensor, scaling: float, window: int, softcap: float, sinks: Tensor | None
@@ -189,7 +214,7 @@ class TritonBackend:
                 HEADS=shape.num_kv_heads,
                 DIM=shape.head_dim,
                 DIM_PADDED=padded,
-                SPLIT=SPLIT,
+                SPLIT=self._cuts.split,
                 TILE=64 if padded <= 128 and shape.dtype != torch.float32 else 32,
                 BLOCK=BLOCK_SIZE,
                 WINDOW=window,
@@ -220,14 +245,14 @@ class TritonBackend:
             HEADS=shape.num_kv_heads,
             DIM=shape.head_dim,
             DIM_PADDED=padded,
-            SPLIT=SPLIT,
-            TILE=64 if padded <= 128 else 32,
+            SPLIT=self._cuts.split,
+            TILE=self._decode_by.tile,
             BLOCK=BLOCK_SIZE,
             WINDOW=window,
             SOFTCAP=softcap,
             PRECISION=self._precision,
-            num_warps=4,
-            num_stages=3 if shape.dtype != torch.float32 and padded <= 128 else 2,
+            num_warps=self._decode_by.warps,
+            num_stages=self._decode_by.stages,
         )
         self._kernels.reduce_kernel[(singles, num_heads)](
             partial,
@@ -243,7 +268,7 @@ class TritonBackend:
             HEADS_ALL=num_heads,
             DIM=shape.head_dim,
             DIM_PADDED=padded,
-            SPLIT=SPLIT,
+            SPLIT=self._cuts.split,
             SINKS=sinks is not None,
             num_warps=1 if padded <= 128 else 2,
         )
@@ -286,6 +311,12 @@ class TritonBackend:
             num_warps=4,
             num_stages=2,
         )
+
+
+def _decoding(padded_dim: int, dtype: torch.dtype) -> Launching:
+    if dtype == torch.float32 or padded_dim > 128:
+        return Launching(32 if padded_dim > 128 else 64, 4, 2)
+    return Launching(64, 4, 3)
 
 
 def _power(number: int) -> int:

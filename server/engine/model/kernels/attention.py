@@ -43,6 +43,16 @@ def write_kernel(
 
 
 @triton.jit
+def zero_kernel(memory, blocks, num_blocks, SIZE: tl.constexpr, TILE: tl.constexpr):
+    """One program clears one block of one layer's keys or values, SIZE numbers, in `memory` [layers * 2, num_blocks, SIZE]."""
+    block = tl.load(blocks + tl.program_id(0))
+    first = (tl.program_id(1).to(tl.int64) * num_blocks + block) * SIZE
+    for start in range(0, SIZE, TILE):
+        place = start + tl.arange(0, TILE)
+        tl.store(memory + first + place, tl.zeros([TILE], memory.dtype.element_ty), mask=place < SIZE)
+
+
+@triton.jit
 def _capped(scores, scale, SOFTCAP: tl.constexpr):
     """Scale scores, and squash them where the model does: cap * tanh(score / cap)."""
     scores = scores * scale
