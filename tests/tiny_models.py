@@ -79,6 +79,9 @@ SERVED: dict[str, tuple[str, dict[str, Any]]] = {
     "helium": ("HeliumConfig", _GROUPED | {"head_dim": 8}),
     "glm4": ("Glm4Config", _WIDE),
     "exaone4": ("Exaone4Config", _WIDE | _MIXED),
+    "seed_oss": ("SeedOssConfig", _WIDE),
+    "ministral": ("MinistralConfig", _WIDE | _SLIDING),
+    "cwm": ("CwmConfig", _WIDE | {"max_position_embeddings": 16_384}),
     "gpt_oss": ("GptOssConfig", _WIDE | _MIXED | _EXPERTS),
 }
 """Families that Waybill serves: name, configuration class, its arguments."""

@@ -15,8 +15,8 @@ from server.engine.model.attention.base import Row
 from server.engine.model.attention.buffers import BatchSize
 from server.engine.model.attention.hook import attach
 from server.engine.model.attention.triton import TritonBackend
-from server.engine.model.forward import PlainForward
-from server.engine.model.fused.decoder import fuse
+from server.engine.model.forward import Forward, PlainForward
+from server.engine.model.fused.decoder import FusedDecoder
 from server.engine.model.graphs import DecodeGraphs
 from server.engine.model.load import LoadedModel
 
@@ -46,9 +46,7 @@ def _steps(
     table: list[dict[str, Any]] = []
     kernels: dict[str, list[dict[str, Any]]] = {}
     for kind in ("fused", "plain"):
-        forward = PlainForward(model) if kind == "plain" else fuse(model, backend)
-        if forward is None:
-            continue
+        forward: Forward = PlainForward(model) if kind == "plain" else FusedDecoder(model, backend)
         graphs = DecodeGraphs(model, backend, forward, trash=blocks, max_rows=largest)
         backend.memory.normal_()
         for batch in batches if kind == "fused" else batches[:1] + batches[2:3]:

@@ -24,7 +24,7 @@ from server.engine.model.attention.buffers import BatchSize
 from server.engine.model.attention.triton import TritonBackend
 from server.engine.model.forward import Forward, PlainForward
 from server.engine.model.graphs import DecodeGraphs
-from server.engine.model.guard import check_model, check_network
+from server.engine.model.guard import check_forward, check_model, check_network
 from server.engine.model.load import LoadedModel, load_model
 from server.engine.model.network import Network, NotNative
 from server.engine.model.runner import Runner
@@ -160,13 +160,19 @@ def _fused(model: LoadedModel, backend: AttentionBackend) -> Forward | None:
     """Return the fused decoder where the backend and the model allow one."""
     if not isinstance(backend, TritonBackend):
         return None
-    from server.engine.model.fused.decoder import fuse
+    # Imported here: only where there is a GPU.
+    from server.engine.model.fused.decoder import FusedDecoder, NotFused
 
     attach(model.module, backend)
     try:
-        return fuse(model, backend)
+        forward = FusedDecoder(model, backend)
+        check_forward(model, backend, forward)
+    except (NotFused, UnsupportedModel) as error:
+        _log.warning("the model's layers run as transformers has them, slower: %s", error)
+        return None
     finally:
         detach(model.module, backend)
+    return forward
 
 
 def _attention(config: EngineConfig) -> str:

@@ -154,7 +154,7 @@ def layer_kernels() -> None:
                     "HALF": half,
                     "HALF_PADDED": padded,
                     "BLOCK": 16,
-                    "NORMS": norms,
+                    "NORMS": norms, "TURNS": True,
                 },
                 num_warps=1,
             )

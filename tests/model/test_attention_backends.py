@@ -10,12 +10,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from server.engine.model.attention.base import AttentionBackend, KVShape, Row
+from server.engine.model.attention.base import Row
 from server.engine.model.attention.select import block_size, create_backend
 from server.engine.model.attention.triton import TritonBackend
 from tests.model.crowd import Crowd, Heads, Layer, Move, shape
 
-BACKENDS = {"reference": 4, "cpu": 4, "native": 32, "triton": 16, "triton, prefixes together": 16}
+BACKENDS = {"reference": 4, "cpu": 4, "native": 32, "triton": 16}
 """With the tokens of a block; the native backend knows one size, the others take any."""
 HEADS = {
     "grouped by 3": Heads(6, 2),
@@ -30,11 +30,6 @@ HEADS = {
 
 SIZES = [(64, 9, 3), (80, 5, 1), (96, 7, 1), (128, 4, 2), (256, 3, 3)]
 """Head sizes, with query heads and key heads."""
-
-
-def made_backend(name: str, memory: KVShape) -> AttentionBackend:
-    """The second of the Triton backends reads every prefix for its rows together, not only long ones."""
-    return TritonBackend(memory, long_prefix=1) if "," in name else create_backend(name, memory)
 
 
 # Sequences 0 to 5 share a prefix of several blocks, 6 and 7 a short one, 8 has none.
@@ -61,7 +56,14 @@ def mixed(heads: Heads, backend: str) -> Crowd:
 @pytest.mark.parametrize("heads", HEADS.values(), ids=HEADS.keys())
 def test_mixed_batches_equal_first_principles(backend: str, heads: Heads) -> None:
     crowd = mixed(heads, backend)
-    for found, expected in zip(crowd.play(made_backend(backend, crowd.shape)), crowd.expected(), strict=True):
+    for found, expected in zip(crowd.play(create_backend(backend, crowd.shape)), crowd.expected(), strict=True):
+        torch.testing.assert_close(found, expected, atol=2e-6, rtol=0)
+
+
+@pytest.mark.parametrize("heads", [HEADS["grouped by 3"], HEADS["all flags"]], ids=["grouped by 3", "all flags"])
+def test_prefixes_that_are_read_for_their_rows_together(heads: Heads) -> None:
+    crowd = mixed(heads, "triton")
+    for found, expected in zip(crowd.play(TritonBackend(crowd.shape, long_prefix=1)), crowd.expected(), strict=True):
         torch.testing.assert_close(found, expected, atol=2e-6, rtol=0)
 
 
@@ -108,19 +110,19 @@ def test_cpu_equals_reference(crowd: Crowd) -> None:
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_block_size_of_the_backend_works_at_its_borders(backend: str) -> None:
-    size = block_size(backend.partition(",")[0])
+    size = block_size(backend)
     heads = Heads(4, 2, window=size)
     steps = [[Move(0, size), Move(1, size - 1)], [Move(0, 1), Move(1, 1)], [Move(0, 1), Move(1, 1)]]
     memory = shape(heads, num_blocks=8, block_size=size)
     crowd = Crowd(heads, memory, prefixes=(size, size + 1), groups=(0, 1), steps=steps)
-    for found, expected in zip(crowd.play(made_backend(backend, memory)), crowd.expected(), strict=True):
+    for found, expected in zip(crowd.play(create_backend(backend, memory)), crowd.expected(), strict=True):
         torch.testing.assert_close(found, expected, atol=3e-6, rtol=0)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_what_other_holders_left_in_the_memory_changes_nothing(backend: str) -> None:
     crowd = mixed(HEADS["all flags"], backend)
-    clean, poisoned = made_backend(backend, crowd.shape), made_backend(backend, crowd.shape)
+    clean, poisoned = create_backend(backend, crowd.shape), create_backend(backend, crowd.shape)
     everything = range(crowd.shape.num_blocks)
     poisoned.install(everything, torch.full((1, 2, 2, len(everything) * BACKENDS[backend], 8), float("nan")))
     for found, expected in zip(crowd.play(poisoned), crowd.play(clean), strict=True):
@@ -130,8 +132,8 @@ def test_what_other_holders_left_in_the_memory_changes_nothing(backend: str) -> 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_a_sequence_is_not_changed_by_its_neighbours(backend: str) -> None:
     crowd = mixed(Heads(4, 2), backend)
-    healthy = crowd.play(made_backend(backend, crowd.shape))[2]
-    found = replace(crowd, sick=3).play(made_backend(backend, crowd.shape))[2]
+    healthy = crowd.play(create_backend(backend, crowd.shape))[2]
+    found = replace(crowd, sick=3).play(create_backend(backend, crowd.shape))[2]
     order = [move.sequence for move in MIXED[2]]
     for index, sequence in enumerate(order):
         assert bool(found[index].isnan().any()) == (sequence in (6, 7))
@@ -149,7 +151,7 @@ def test_layers_keep_their_own_keys(backend: str) -> None:
         (0, 0),
         [[Move(0, 3), Move(1, 1)], [Move(0, 1), Move(1, 1)]],
     )
-    made = made_backend(backend, crowd.shape)
+    made = create_backend(backend, crowd.shape)
     first = crowd.play(made, layer=0)
     second = crowd.play(made, layer=1)
     assert not torch.allclose(first[1], second[1])
@@ -160,7 +162,7 @@ def test_layers_keep_their_own_keys(backend: str) -> None:
 def test_zeroed_blocks_hold_zeros(backend: str) -> None:
     heads = Heads(2, 2)
     size = BACKENDS[backend]
-    made = made_backend(backend, shape(heads, num_blocks=4, block_size=size))
+    made = create_backend(backend, shape(heads, num_blocks=4, block_size=size))
     made.install((1, 2), torch.ones(1, 2, 2, 2 * size, 8))
     made.zero((2,))
     row = Row(offset=0, count=1, start=0, blocks=(3,), prefix_len=2 * size, prefix_blocks=(1, 2))
@@ -176,7 +178,7 @@ def test_a_copied_start_holds_what_its_source_does_and_nothing_else(backend: str
     heads = Heads(4, 2)
     size = BACKENDS[backend]
     generator = torch.Generator().manual_seed(5)
-    made = made_backend(backend, replace(shape(heads, num_layers=2, num_blocks=5, block_size=size), dtype=dtype))
+    made = create_backend(backend, replace(shape(heads, num_layers=2, num_blocks=5, block_size=size), dtype=dtype))
     whole, other = torch.randn(2, 2, 2, 2, size, 8, generator=generator).to(dtype)
     query, key, value = (torch.randn(1, n, 1, 8, generator=generator).to(dtype) for n in (4, 2, 2))
 

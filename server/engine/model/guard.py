@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from server.core import PrefixKey
 from server.engine.model.attention.base import AttentionBackend, Row
 from server.engine.model.attention.hook import detach
+from server.engine.model.forward import Forward
 from server.engine.model.load import LoadedModel
 from server.engine.model.network import Network
 from server.engine.model.runner import Runner
@@ -139,6 +140,22 @@ def check_network(model: LoadedModel, backend: AttentionBackend, network: Networ
     finally:
         network.limit_windows(None)
         backend.zero(script.blocks)
+
+
+@torch.inference_mode()
+def check_forward(model: LoadedModel, backend: AttentionBackend, forward: Forward) -> None:
+    """Compare the same forwards by another `forward` over the backend with the model's own. Leaves everything as it was.
+
+    Raises UnsupportedModel when they differ; the model itself can still be served.
+    """
+    script = _script(model, backend)
+    try:
+        found = _run_packed(model, Runner(model, backend, forward=forward), script)
+    finally:
+        detach(model.module, backend)
+        backend.zero(script.blocks)
+    for text, logits in zip(script.texts, found, strict=True):
+        _compare(model, logits, _run_alone(model, script, text))
 
 
 def _script(model: LoadedModel, backend: AttentionBackend) -> _Script:

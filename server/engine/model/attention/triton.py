@@ -316,7 +316,7 @@ class TritonBackend:
 def _decoding(padded_dim: int, dtype: torch.dtype) -> Launching:
     if dtype == torch.float32 or padded_dim > 128:
         return Launching(32 if padded_dim > 128 else 64, 4, 2)
-    return Launching(64, 4, 3)
+    return Launching(128, 4, 2)
 
 
 def _power(number: int) -> int:

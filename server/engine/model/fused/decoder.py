@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,11 +12,6 @@ from torch.nn import functional
 from server.engine.model.attention.base import Row
 from server.engine.model.attention.triton import BLOCK_SIZE, TritonBackend
 from server.engine.model.load import LoadedModel
-
-_log = logging.getLogger(__name__)
-
-FAMILIES = frozenset({"llama", "mistral", "qwen2", "qwen3"})
-"""Families whose modules have the names and the order of operations that are taken apart here."""
 
 TOLERANCES = {torch.float32: 1e-5, torch.bfloat16: 2e-2, torch.float16: 4e-3}
 """Largest difference of a layer's output from the original's, over the root mean square of what the layer adds."""
@@ -43,6 +37,7 @@ class _Layer:
     head_epsilon: float
     scaling: float
     window: int | None
+    turns: bool  # whether queries and keys are turned by their position
     out: Tensor
     out_bias: Tensor | None
     post_norm: Tensor
@@ -66,7 +61,7 @@ class FusedDecoder:
         # Imported here: only who runs this needs Triton.
         from server.engine.model.kernels import layers as kernels
 
-        _require_family(model)
+        _require_plain(model)
         self._kernels = kernels
         self._backend = backend
         self._heads, self._kv_heads, self._dim = model.num_heads, model.num_kv_heads, model.head_dim
@@ -77,7 +72,10 @@ class FusedDecoder:
         self._head: Any = model.module.lm_head
         self._layers: list[_Layer] = []
         for index, (layer, window) in enumerate(zip(body.layers, model.windows, strict=True)):
-            taken = _take(index, layer, window)
+            try:
+                taken = _take(index, layer, window)
+            except AttributeError as error:
+                raise NotFused(f"layers of {model.family} are not of the kind that can be fused: {error}") from error
             self._test(model, layer, taken)
             _share(layer, taken)
             self._layers.append(taken)
@@ -155,6 +153,7 @@ class FusedDecoder:
             HALF_PADDED=_power(half),
             BLOCK=BLOCK_SIZE,
             NORMS=normed,
+            TURNS=layer.turns,
             num_warps=1,
         )
         return query
@@ -196,61 +195,73 @@ class FusedDecoder:
             backend.zero(blocks)
 
 
-def fuse(model: LoadedModel, backend: TritonBackend) -> FusedDecoder | None:
-    """Return the fused decoder, or None, with a line in the log, where the model is none that it can take."""
-    try:
-        return FusedDecoder(model, backend)
-    except NotFused as error:
-        _log.warning("the model's layers run as transformers has them: %s", error)
-        return None
-
-
-def _require_family(model: LoadedModel) -> None:
-    config = model.module.config
-    if model.family not in FAMILIES:
-        raise NotFused(f"layers of {', '.join(sorted(FAMILIES))} can be fused, not of {model.family}")
-    if config.hidden_act not in ("silu", "swish"):
-        raise NotFused(f"the activation that can be fused is silu, not {config.hidden_act}")
+def _require_plain(model: LoadedModel) -> None:
+    """Raise NotFused where the model is put together otherwise than out of layers, a norm and a head."""
+    body = getattr(model.module, "model", None)
+    parts = (getattr(body, name, None) for name in ("layers", "norm", "rotary_emb"))
+    head = getattr(model.module, "lm_head", None)
+    if head is None or any(part is None for part in parts) or not hasattr(body.norm, "variance_epsilon"):  # type: ignore[union-attr]
+        raise NotFused(f"models of {model.family} are not put together like those that can be fused")
+    if model.module.config.hidden_act not in ("silu", "swish"):
+        raise NotFused(f"the activation that can be fused is silu, not {model.module.config.hidden_act}")
     if model.dtype not in TOLERANCES:
         raise NotFused(f"{model.dtype} is not computed here")
-    if len(model.module.lm_head.weight) != model.vocab_size:
+    if len(head.weight) != model.vocab_size:
         raise NotFused("the head does not have one row for each token")
 
 
 def _take(index: int, layer: Any, window: int | None) -> _Layer:
+    """Return the layer's weights, joined. Raises AttributeError where it has no such modules."""
     attention, mlp = layer.self_attn, layer.mlp
     query_norm = getattr(attention, "q_norm", None)
     key_norm = getattr(attention, "k_norm", None)
+    if (query_norm is None) != (key_norm is None):
+        raise NotFused("queries are normed and keys are not, or the other way round")
+    joined = hasattr(attention, "qkv_proj")
+    projections = (attention.qkv_proj,) if joined else (attention.q_proj, attention.k_proj, attention.v_proj)
+    halves = (mlp.gate_up_proj,) if hasattr(mlp, "gate_up_proj") else (mlp.gate_proj, mlp.up_proj)
     return _Layer(
         index=index,
         input_norm=layer.input_layernorm.weight,
-        qkv=torch.cat([attention.q_proj.weight, attention.k_proj.weight, attention.v_proj.weight]),
-        qkv_bias=_biases(attention.q_proj, attention.k_proj, attention.v_proj),
+        qkv=_joined(projections),
+        qkv_bias=_biases(*projections),
         query_norm=None if query_norm is None else query_norm.weight,
         key_norm=None if key_norm is None else key_norm.weight,
         head_epsilon=0.0 if query_norm is None else float(query_norm.variance_epsilon),
         scaling=float(attention.scaling),
         window=window,
+        turns=bool(getattr(attention, "use_rope", True)),
         out=attention.o_proj.weight,
         out_bias=attention.o_proj.bias,
         post_norm=layer.post_attention_layernorm.weight,
-        gate_up=torch.cat([mlp.gate_proj.weight, mlp.up_proj.weight]),
-        gate_up_bias=_biases(mlp.gate_proj, mlp.up_proj),
+        gate_up=_joined(halves),
+        gate_up_bias=_biases(*halves),
         down=mlp.down_proj.weight,
         down_bias=mlp.down_proj.bias,
         epsilon=float(layer.input_layernorm.variance_epsilon),
     )
 
 
+def _joined(linears: tuple[Any, ...]) -> Tensor:
+    weight: Tensor = linears[0].weight
+    return weight if len(linears) == 1 else torch.cat([linear.weight for linear in linears])
+
+
 def _share(layer: Any, taken: _Layer) -> None:
     """Let the original modules' weights be views of those that were joined, so that nothing is held twice."""
     attention, mlp = layer.self_attn, layer.mlp
-    for joined, modules in (
-        (taken.qkv, (attention.q_proj, attention.k_proj, attention.v_proj)),
-        (taken.gate_up, (mlp.gate_proj, mlp.up_proj)),
-    ):
-        for module, part in zip(modules, joined.split([len(module.weight) for module in modules]), strict=True):
-            module.weight.data = part
+    if not hasattr(attention, "qkv_proj"):
+        _point(taken.qkv, attention.q_proj, attention.k_proj, attention.v_proj)
+    if not hasattr(mlp, "gate_up_proj"):
+        _point(taken.gate_up, mlp.gate_proj, mlp.up_proj)
+
+
+def _point(joined: Tensor, *linears: Any) -> None:
+    first = 0
+    for linear in linears:
+        rows = len(linear.weight)
+        linear.weight.data = joined[first : first + rows]
+        first += rows
 
 
 def _biases(*linears: Any) -> Tensor | None:
@@ -266,9 +277,11 @@ def _rotary_table(model: LoadedModel) -> tuple[Tensor, Tensor]:
     """Return cosines and sines [max_model_len, head_dim / 2] float32, rounded as the model rounds them."""
     rotary: Any = model.module.model.rotary_emb
     positions = torch.arange(model.max_model_len, device=model.device)[None]
-    cosines, sines = (
-        part[0].float() for part in rotary(torch.zeros(1, device=model.device, dtype=model.dtype), positions)
-    )
+    try:
+        found = rotary(torch.zeros(1, device=model.device, dtype=model.dtype), positions)
+    except TypeError as error:
+        raise NotFused(f"layers differ in how they turn queries and keys: {error}") from error
+    cosines, sines = (part[0].float() for part in found)
     half = cosines.shape[1] // 2
     if not all(torch.equal(part[:, :half], part[:, half:]) for part in (cosines, sines)):
         raise NotFused("the rotation does not turn the halves of a head against each other")

@@ -55,11 +55,12 @@ def rotate_write_kernel(
     HALF_PADDED: tl.constexpr,
     BLOCK: tl.constexpr,
     NORMS: tl.constexpr,
+    TURNS: tl.constexpr,
 ):
     """One program: one head of one token of `projected` [tokens, HEADS + 2 * KV_HEADS, DIM], DIM = 2 * HALF.
 
-    Queries and keys are normed where the model does so (NORMS), and turned by their position (RoPE, arXiv:2104.09864,
-    the halves of a head against each other). Queries go to `query`, keys and values to their slot.
+    Queries and keys are normed where the model does so (NORMS), and turned by their position where it does (TURNS; RoPE,
+    arXiv:2104.09864, the halves of a head against each other). Queries go to `query`, keys and values to their slot.
     """
     token = tl.program_id(0).to(tl.int64)
     head = tl.program_id(1)
@@ -83,11 +84,15 @@ def rotate_write_kernel(
                 right = tl.load(key_weight + HALF + dims, mask=inside, other=0.0)
             first = ((first * scale).to(kind) * left).to(tl.float32)
             second = ((second * scale).to(kind) * right).to(tl.float32)
-        place = tl.load(positions + token) * HALF
-        cosine = tl.load(cosines + place + dims, mask=inside, other=0.0)
-        sine = tl.load(sines + place + dims, mask=inside, other=0.0)
-        low = (first * cosine - second * sine).to(kind)
-        high = (second * cosine + first * sine).to(kind)
+        if TURNS:
+            place = tl.load(positions + token) * HALF
+            cosine = tl.load(cosines + place + dims, mask=inside, other=0.0)
+            sine = tl.load(sines + place + dims, mask=inside, other=0.0)
+            turned = first * cosine - second * sine
+            second = second * cosine + first * sine
+            first = turned
+        low = first.to(kind)
+        high = second.to(kind)
     if head < HEADS:
         target = query + (token * HEADS + head) * DIM
         tl.store(target + dims, low, mask=inside)
