@@ -131,9 +131,7 @@ def _speed(setting: Setting) -> list[dict[str, float]]:
     return table
 
 
-def _time(
-    setting: Setting, dim: int, heads: int, kv_heads: int, batch: int, context: int, **options: Any
-) -> float:
+def _time(setting: Setting, dim: int, heads: int, kv_heads: int, batch: int, context: int, **options: Any) -> float:
     """Return microseconds of one layer's decode attention."""
     each = -(-context // 16)
     layers = 1 if setting.dry else 8  # more than the cache holds

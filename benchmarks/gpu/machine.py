@@ -28,7 +28,6 @@ def run(setting: Setting) -> dict[str, Any]:
     source = torch.empty(count, dtype=torch.uint8, device=device).random_(0, 255)
     target = torch.empty_like(source)
     found["copy_tb_s"] = 2 * count / milliseconds(lambda: target.copy_(source), device) / 1e9
-    del source, target
     size = 64 if setting.dry else 8192
     left, right = (torch.randn((size, size), device=device, dtype=torch.bfloat16) for _ in range(2))
     found["matmul_tflop_s"] = 2 * size**3 / milliseconds(lambda: left @ right, device) / 1e9

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
-import transformers
 from benchmarks.gpu.models import TINY, base_of, engine_for, save_prefix, save_soft_prompt
 from benchmarks.gpu.setting import Setting
 from server.core import AdapterSource, SamplingParams

@@ -1,4 +1,4 @@
-"""What a decode step must move and multiply, and so how fast it could be: the table that measurements are held against."""
+"""What a decode step must move and multiply, and how fast it could be: what measurements are held against."""
 
 from __future__ import annotations
 

@@ -17,10 +17,10 @@ from server.engine.grammars.vocabulary import read_vocabulary
 from server.engine.loop import Engine
 from server.engine.messages import Hello
 from server.engine.model.attention.base import AttentionBackend, KVShape
+from server.engine.model.attention.buffers import BatchSize
 from server.engine.model.attention.hook import attach, detach
 from server.engine.model.attention.native import NativeBackend, padded_head_dim
 from server.engine.model.attention.select import block_size, create_backend
-from server.engine.model.attention.buffers import BatchSize
 from server.engine.model.attention.triton import TritonBackend
 from server.engine.model.forward import Forward, PlainForward
 from server.engine.model.graphs import DecodeGraphs

@@ -1,4 +1,4 @@
-"""`python -m tests.kernels.compiling`: compile every kernel for a GPU of compute capability 9.0, on a machine without one.
+"""`python -m tests.kernels.compiling`: compile every kernel for compute capability 9.0, on a machine without a GPU.
 
 The interpreter that the other tests use takes Python that the compiler does not. Prints one line for each variant.
 """
@@ -154,7 +154,8 @@ def layer_kernels() -> None:
                     "HALF": half,
                     "HALF_PADDED": padded,
                     "BLOCK": 16,
-                    "NORMS": norms, "TURNS": True,
+                    "NORMS": norms,
+                    "TURNS": True,
                 },
                 num_warps=1,
             )

@@ -188,7 +188,8 @@ def test_a_copied_start_holds_what_its_source_does_and_nothing_else(backend: str
         made.begin([Row(0, 1, 0, (4,), size, (block,))])
         return [made.attend(Layer(layer), query, key, value, None)[0] for layer in range(2)]
 
-    for tokens in range(1, size):
+    every = 5 if backend == "triton" else 1  # its interpreter is slow
+    for tokens in range(1, size, every):
         made.zero((3,))
         made.install((0,), whole), made.install((1, 2), torch.cat([other, other], dim=3))
         made.install((3,), whole[:, :, :, :tokens])

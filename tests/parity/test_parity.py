@@ -39,7 +39,7 @@ NATIVE = {
     TIGHT: replace(TIGHT, block_size=32, num_blocks=5, prefix_blocks=3),
 }
 BACKENDS = ("reference", "cpu", "native", "static", "ahead")
-"""The last two are the reference in blocks of 16, as a GPU's engine uses it: with static buffers, and one step ahead."""
+"""The last two are the reference in blocks of 16, as on a GPU: with static buffers, and one step ahead."""
 PAGED = {
     ROOMY: ROOMY,
     CROWDED: replace(CROWDED, block_size=16, num_blocks=32, prefix_blocks=18),

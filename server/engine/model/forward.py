@@ -14,7 +14,7 @@ class Forward(Protocol):
     """One packed forward over the KV memory of the backend whose `begin` described it."""
 
     def __call__(self, embeddings: Tensor, positions: Tensor, keep: Tensor) -> Tensor:
-        """Return logits [num_kept, vocab_size], in the head's format, of the rows `keep` [num_kept] int64, in its order.
+        """Return logits [num_kept, vocab_size], in the head's format, of rows `keep` [num_kept] int64, in its order.
 
         `embeddings` [num_tokens, hidden_size], `positions` [num_tokens] int64, absolute. Where nothing is kept the head
         does not run.

@@ -68,7 +68,7 @@ class DecodeGraphs:
     ) -> Decoded:
         """Compute one token of each of `rows`, at most `max_rows`, and its likeliest successor.
 
-        `ids` are the tokens, or CARRIED: then `reads` say where in `drawn` they stand. `writes` say where the successors
+        `ids` are the tokens, or CARRIED: then `reads` say where in `drawn` they stand. `writes` say where successors
         go. Both default to nowhere.
         """
         count = len(rows)

@@ -144,7 +144,7 @@ def check_network(model: LoadedModel, backend: AttentionBackend, network: Networ
 
 @torch.inference_mode()
 def check_forward(model: LoadedModel, backend: AttentionBackend, forward: Forward) -> None:
-    """Compare the same forwards by another `forward` over the backend with the model's own. Leaves everything as it was.
+    """Compare the same forwards by another `forward` over the backend with the model's own. Leaves all as it was.
 
     Raises UnsupportedModel when they differ; the model itself can still be served.
     """

@@ -42,7 +42,7 @@ class Launch:
             self._back.append((host[0], host[1], picked))
         self._parts.clear()
         if pinned:
-            self._event = torch.cuda.Event()
+            self._event = torch.cuda.Event()  # type: ignore[no-untyped-call]
             self._event.record()
 
     def read(self) -> tuple[Tensor, Tensor]:

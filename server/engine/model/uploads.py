@@ -27,7 +27,7 @@ class Uploads:
         pinned = device.type == "cuda"
         self.there = torch.zeros(size, dtype=dtype, device=device)
         self._hosts = [torch.zeros(size, dtype=dtype, pin_memory=pinned) for _ in range(TURNS)]
-        self._events = [torch.cuda.Event() for _ in range(TURNS)] if pinned else []
+        self._events = [torch.cuda.Event() for _ in range(TURNS)] if pinned else []  # type: ignore[no-untyped-call]
         self._turn = 0
 
     def take(self) -> Tensor:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,7 +16,7 @@ from numpy.typing import NDArray
 from server.engine.model.attention.base import Row
 from server.engine.model.uploads import Uploads
 
-Numbers = NDArray[np.int64]
+Numbers = NDArray[Any]
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,7 +112,7 @@ class StepBuffers:
         self.tables = there[self._places["tables"]]
 
     def fill(self, rows: Sequence[Row]) -> Layout:
-        """Describe a forward of these rows, whose tokens lie one row after the other. Raises ValueError if too large."""
+        """Describe a forward of these rows, whose tokens lie one row after the other. Raises ValueError for too many."""
         layout, used = self._write(self._uploads.take().numpy(), rows)
         self._uploads.send(used)
         return layout
@@ -173,7 +174,7 @@ class StepBuffers:
         return layout, places["tables"].start + len(tables)
 
     def _groups(self, grouped: Numbers, prefixes: Numbers) -> tuple[Numbers, Numbers, Numbers]:
-        """Return single rows prefix by prefix, and where each group of at most `sharers` of them begins and how many."""
+        """Return single rows prefix by prefix, where each group of at most `sharers` begins, and how many."""
         members = np.flatnonzero(grouped)
         members = members[np.argsort(prefixes[members], kind="stable")]
         firsts: list[int] = []

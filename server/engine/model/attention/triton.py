@@ -171,7 +171,11 @@ class TritonBackend:
         whole, rest = divmod(length, BLOCK_SIZE)
         there = prefix.to(self.memory, non_blocking=True)
         if whole:
-            cut = there[:, :, :, : whole * BLOCK_SIZE].unflatten(3, (whole, BLOCK_SIZE)).transpose(2, 3)
+            cut = (
+                there[:, :, :, : whole * BLOCK_SIZE]
+                .reshape(*there.shape[:3], whole, BLOCK_SIZE, there.shape[4])
+                .transpose(2, 3)
+            )
             self.memory[:, :, upload(blocks[:whole], self.shape.device)] = cut
         if rest:
             self.memory[:, :, blocks[whole], :, :rest] = there[:, :, :, whole * BLOCK_SIZE :]

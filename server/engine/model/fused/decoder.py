@@ -97,7 +97,7 @@ class FusedDecoder:
     def _layer(
         self, layer: _Layer, hidden: Tensor, residual: Tensor | None, positions: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """Return what the layer's last product gives [tokens, hidden], and the residual that it is yet to be added to."""
+        """Return what the layer's last product gives [tokens, hidden], and the residual that it is to be added to."""
         normed, residual = self._add_norm(hidden, residual, layer.input_norm, layer.epsilon)
         query = self._rotate_write(layer, functional.linear(normed, layer.qkv, layer.qkv_bias), positions)
         mixed = self._backend.read(layer.index, query, scaling=layer.scaling, window=layer.window)
@@ -167,7 +167,7 @@ class FusedDecoder:
 
     @torch.inference_mode()
     def _test(self, model: LoadedModel, original: nn.Module, layer: _Layer) -> None:
-        """Compare the layer with the original on random rows: several tokens at once, then one more. Raises NotFused."""
+        """Compare the layer with the original on random rows: several tokens, then one more. Raises NotFused."""
         backend = self._backend
         blocks = tuple(range(-(-(TEST_TOKENS + 1) // BLOCK_SIZE)))
         generator = torch.Generator().manual_seed(layer.index)
@@ -189,7 +189,7 @@ class FusedDecoder:
                 spread = max(float(added.square().mean().sqrt()), float(expected.float().square().mean().sqrt()) * 0.1)
                 if not error <= TOLERANCES[model.dtype] * max(spread, 1e-6) * 10:
                     raise NotFused(
-                        f"layer {layer.index} fused differs from the original by {error:.2g}, where {spread:.2g} is usual"
+                        f"layer {layer.index} fused differs from the original by {error:.2g}, and {spread:.2g} is usual"
                     )
         finally:
             backend.zero(blocks)
