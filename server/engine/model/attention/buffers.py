@@ -112,7 +112,7 @@ class StepBuffers:
         self.tables = there[self._places["tables"]]
 
     def fill(self, rows: Sequence[Row]) -> Layout:
-        """Describe a forward of these rows, whose tokens lie one row after the other. Raises ValueError for too many."""
+        """Describe a forward of these rows, whose tokens lie one row after the other. Raises ValueError if too many."""
         layout, used = self._write(self._uploads.take().numpy(), rows)
         self._uploads.send(used)
         return layout

@@ -1,10 +1,11 @@
 """Attention over KV blocks: split over keys for single tokens, tiled over queries for spans, and the write before.
 
 Keys and values of a layer are `[num_blocks, num_kv_heads, 16, head_dim]`. Every length and block is read from the
-static buffers of `attention.buffers`, so a captured launch serves whatever these hold later. Segment A (the prefix) comes
-before segment B. Keys are taken in tiles, and for single tokens in splits, that are counted from their segment's start: which
-numbers are added to which never depends on the batch. The online softmax is that of FlashAttention (Dao et al. 2022,
-arXiv:2205.14135), the splits those of Flash-Decoding; query heads that share a key head are rows of one matrix product.
+static buffers of `attention.buffers`, so a captured launch serves whatever these hold later. Segment A (the prefix)
+comes before segment B. Keys are taken in tiles, and for single tokens in splits, that are counted from their segment's
+start: which numbers are added to which never depends on the batch. The online softmax is that of FlashAttention (Dao et
+al. 2022, arXiv:2205.14135), the splits those of Flash-Decoding; query heads that share a key head are rows of one
+matrix product.
 """
 
 from __future__ import annotations
@@ -44,7 +45,7 @@ def write_kernel(
 
 @triton.jit
 def zero_kernel(memory, blocks, num_blocks, SIZE: tl.constexpr, TILE: tl.constexpr):
-    """One program clears one block of one layer's keys or values, SIZE numbers of `memory` [layers * 2, blocks, SIZE]."""
+    """One program clears one block of one layer's keys or values in `memory` [layers * 2, blocks, SIZE]."""
     block = tl.load(blocks + tl.program_id(0))
     first = (tl.program_id(1).to(tl.int64) * num_blocks + block) * SIZE
     for start in range(0, SIZE, TILE):

@@ -60,7 +60,8 @@ def rotate_write_kernel(
     """One program: one head of one token of `projected` [tokens, HEADS + 2 * KV_HEADS, DIM], DIM = 2 * HALF.
 
     Queries and keys are normed where the model does so (NORMS), and turned by their position where it does (TURNS;
-    RoPE, arXiv:2104.09864, the halves of a head against each other). Queries go to `query`, keys and values to their slot.
+    RoPE, arXiv:2104.09864, the halves of a head against each other). Queries go to `query`, keys and values to their
+    slot.
     """
     token = tl.program_id(0).to(tl.int64)
     head = tl.program_id(1)
