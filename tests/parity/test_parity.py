@@ -38,7 +38,8 @@ NATIVE = {
     CROWDED: replace(CROWDED, block_size=32, num_blocks=20, prefix_blocks=16),
     TIGHT: replace(TIGHT, block_size=32, num_blocks=5, prefix_blocks=3),
 }
-BACKENDS = ("reference", "cpu", "native", "static", "ahead")
+BACKENDS = ("reference", "cpu", "native")
+SETUPS = (*BACKENDS, "static", "ahead")
 """The last two are the reference in blocks of 16, as on a GPU: with static buffers, and one step ahead."""
 PAGED = {
     ROOMY: ROOMY,
@@ -121,7 +122,7 @@ def run_all(family: str, cases: list[Case], sizes: Sizes, attention: str) -> Run
     return run
 
 
-@pytest.mark.parametrize("attention", BACKENDS)
+@pytest.mark.parametrize("attention", SETUPS)
 def test_one_batch_of_every_kind(family_cases: tuple[str, list[Case]], attention: str) -> None:
     run = run_all(*family_cases, ROOMY, attention)
     assert max(stats.batch_kinds for stats in run.stats) == len(AdapterKind) + 1  # and the base model's rows
@@ -129,7 +130,7 @@ def test_one_batch_of_every_kind(family_cases: tuple[str, list[Case]], attention
 
 
 @pytest.mark.parametrize("order", [1, -1], ids=["forward", "backward"])
-@pytest.mark.parametrize("attention", BACKENDS)
+@pytest.mark.parametrize("attention", SETUPS)
 def test_every_kind_in_one_batch_chunked_and_preempted(
     family_cases: tuple[str, list[Case]], attention: str, order: int
 ) -> None:
@@ -142,7 +143,7 @@ def test_every_kind_in_one_batch_chunked_and_preempted(
     assert max(stats.batch_tokens for stats in run.stats) <= CROWDED.step_tokens
 
 
-@pytest.mark.parametrize("attention", BACKENDS)
+@pytest.mark.parametrize("attention", SETUPS)
 def test_every_prompt_and_prefix_in_chunks(family_cases: tuple[str, list[Case]], attention: str) -> None:
     family, cases = family_cases
     run = run_all(family, cases, TIGHT, attention)
@@ -150,7 +151,7 @@ def test_every_prompt_and_prefix_in_chunks(family_cases: tuple[str, list[Case]],
     assert max(stats.batch_tokens for stats in run.stats) <= TIGHT.step_tokens
 
 
-@pytest.mark.parametrize("attention", BACKENDS)
+@pytest.mark.parametrize("attention", SETUPS)
 def test_alone(family_cases: tuple[str, list[Case]], attention: str) -> None:
     family, cases = family_cases
     for case in cases:
