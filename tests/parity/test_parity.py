@@ -139,7 +139,7 @@ def test_every_kind_in_one_batch_chunked_and_preempted(
     large = attention not in ("reference", "cpu")  # blocks
     least = len(AdapterKind) - 1 if large else len(AdapterKind) + (order == 1)
     assert max(stats.batch_kinds for stats in run.stats) >= least
-    assert attention == "native" or run.stats[-1].preemptions > 0  # TIGHT preempts in blocks of that size too
+    assert large or run.stats[-1].preemptions > 0  # TIGHT preempts in larger blocks too
     assert max(stats.batch_tokens for stats in run.stats) <= CROWDED.step_tokens
 
 
