@@ -167,7 +167,7 @@ class EngineConfig:
     base: BaseModel
     dtype: str  # "float32" or "bfloat16"
     device: str  # "cpu" or "cuda"
-    attention: str  # a backend's name: "native", "cpu" or "reference"; "auto" is the fastest there can be on a CPU
+    attention: str  # a backend's name: "native", "cpu", "triton" or "reference"; "auto" is the fastest there can be
     kv_memory: int  # the whole KV pool, prefixes included
     prefix_memory: int  # the most of it that adapters' prefixes may take
     max_model_len: int  # prefix + prompt + output of one sequence

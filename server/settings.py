@@ -57,9 +57,9 @@ class Settings(BaseSettings):
         "auto", description="Numbers of the forward pass; auto is bfloat16 where the hardware has it."
     )
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="Where the model runs.")
-    attention: Literal["auto", "native", "cpu", "reference"] = Field(
+    attention: Literal["auto", "native", "cpu", "triton", "reference"] = Field(
         "auto",
-        description="Code of the forward pass; auto is native (compiled) on a CPU with a C++ compiler, else torch.",
+        description="Code of the forward pass; auto is triton on a GPU, native on a CPU with a C++ compiler.",
     )
     kv_memory: Size | None = Field(None, description="The KV pool, adapters' prefixes included.")
     prefix_memory: Size | None = Field(None, description="The part of it that prefixes may take at most.")
@@ -147,10 +147,9 @@ def make_plan(settings: Settings, base: BaseModel, machine: Machine) -> Plan:
 
 
 def _attention(settings: Settings, device: str) -> str:
-    if settings.attention == "auto":
-        return "auto" if device == "cpu" else "reference"
-    if device != "cpu" and settings.attention != "reference":
-        raise ValueError(f"attention {settings.attention} runs on a CPU only, and device is {device}")
+    runs_on = {"native": "cpu", "cpu": "cpu", "triton": "cuda"}.get(settings.attention, device)
+    if runs_on != device:
+        raise ValueError(f"attention {settings.attention} runs on {runs_on} only, and device is {device}")
     return settings.attention
 
 

@@ -40,7 +40,7 @@ def predict(
     context: int,
     copy_tb_s: float,
     *,
-    ffn: int | None = None,
+    ffn: int,
     tflop_s: float = 790.0,
     itemsize: int = 2,
 ) -> Prediction:
@@ -48,8 +48,6 @@ def predict(
 
     The embedding is looked up, not read; the head is read whole. `ffn` is the width of the gated MLP.
     """
-    if ffn is None:
-        ffn = int(getattr(model, "module").config.intermediate_size)  # noqa: B009
     heads, kv = model.num_heads * model.head_dim, model.num_kv_heads * model.head_dim
     layer = model.hidden_size * (heads + 2 * kv) + heads * model.hidden_size + 3 * model.hidden_size * ffn
     weights = model.num_layers * layer + model.hidden_size * model.vocab_size

@@ -38,7 +38,7 @@ def run(setting: Setting) -> dict[str, Any]:
 def _steps(
     setting: Setting, shape: Shape, model: LoadedModel, batches: tuple[int, ...], context: int
 ) -> dict[str, Any]:
-    largest = max(batches)
+    largest, ffn = max(batches), int(model.module.config.intermediate_size)
     each = context // 16
     blocks = largest * each
     backend = TritonBackend(model.kv_shape(blocks + 1, 16), BatchSize(largest, max(largest, 64), blocks + 2 * largest))
@@ -59,7 +59,7 @@ def _steps(
                 graphs.run(rows, ids)
 
             ms = milliseconds(step, setting.device, repeats=20)
-            expected = predict(model, batch, context, float(setting.facts.get("copy_tb_s") or 1.0))
+            expected = predict(model, batch, context, float(setting.facts.get("copy_tb_s") or 1.0), ffn=ffn)
             row = {"forward": kind, "batch": batch, "context": context, "ms": ms, "tok_s": batch / ms * 1e3}
             row |= {
                 "host_ms": _host(setting, step),

@@ -6,6 +6,7 @@ import logging
 from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 
 import torch
@@ -177,8 +178,13 @@ def _fused(model: LoadedModel, backend: AttentionBackend) -> Forward | None:
 
 def _attention(config: EngineConfig) -> str:
     """Return the backend's name; "auto" is the fastest that there can be. Raises Refusal."""
-    if config.attention == "auto" and config.device == "cuda":
-        return "triton"
+    if config.device == "cuda" and config.attention in ("auto", "triton"):
+        if find_spec("triton") is not None:
+            return "triton"
+        if config.attention == "triton":
+            raise Refusal("--attention triton cannot be had: Triton is not installed")
+        _log.warning("running without the GPU's kernels, several times slower: Triton is not installed")
+        return "reference"
     if config.attention not in ("auto", "native"):
         return config.attention
     try:

@@ -299,7 +299,7 @@ class Engine:
         # The compiled decoder's result for a token never depends on the others, so virtual tokens may join them.
         joining = () if self._runner.network is None else plan.compile
         # Who ended with the step before has a span in a plan that was made meanwhile.
-        mine = plan.spans if not carried else tuple(span for span in plan.spans if span.sequence in self._jobs)
+        mine = tuple(span for span in plan.spans if span.sequence in self._jobs)
         spans = (*joining, *mine)
         if not spans:
             return {}

@@ -86,6 +86,15 @@ def test_defaults_follow_the_machine(model: Path) -> None:
     assert large.kv_memory == 48 * 2**30
 
 
+def test_the_code_of_the_forward_pass_fits_the_device(model: Path) -> None:
+    base = read_base_model(model)
+    assert make_plan(Settings(), base, CARD).engine.attention == "auto"
+    assert make_plan(Settings(attention="triton"), base, CARD).engine.attention == "triton"
+    for attention, machine in (("triton", PLAIN), ("native", CARD), ("cpu", CARD)):
+        with pytest.raises(ValueError, match=f"attention {attention} runs on"):
+            make_plan(Settings(attention=attention), base, machine)
+
+
 @pytest.mark.parametrize(("said", "kept"), [("on", True), ("off", False), ("", True)])
 def test_the_prompt_cache_can_be_switched_off(
     model: Path, monkeypatch: pytest.MonkeyPatch, said: str, kept: bool

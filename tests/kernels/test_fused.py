@@ -69,11 +69,11 @@ class Scaled(nn.Module):
         return found * 1.01
 
 
-def other_epsilon(layer: nn.Module) -> None:
+def scaled_norm(layer: nn.Module) -> None:
     layer.post_attention_layernorm = Scaled(layer.post_attention_layernorm)
 
 
-def other_scaling(layer: nn.Module) -> None:
+def scaled_attention(layer: nn.Module) -> None:
     read = layer.self_attn.forward
     layer.self_attn.forward = lambda *args, **kwargs: (read(*args, **kwargs)[0] * 1.02, None)
 
@@ -92,7 +92,7 @@ def other_rotation(layer: nn.Module) -> None:
     layer.self_attn.forward = turned
 
 
-@pytest.mark.parametrize("plant", [other_epsilon, other_scaling, other_activation, other_rotation])
+@pytest.mark.parametrize("plant", [scaled_norm, scaled_attention, other_activation, other_rotation])
 def test_a_layer_that_computes_something_else_is_refused(plant: Callable[[nn.Module], None]) -> None:
     model, backend = made("llama")
     plant(model.module.model.layers[1])

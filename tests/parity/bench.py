@@ -11,10 +11,11 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from server.core import AdapterSource, BaseModel, SamplingParams, TokenEvent
+from benchmarks.gpu.models import base_of
+from server.core import AdapterSource, SamplingParams, TokenEvent
 from server.engine.loading import Sizes, assemble
 from server.engine.messages import StepReport, StepStats, Submit
-from server.engine.model.load import LoadedModel, from_module
+from server.engine.model.load import from_module
 from tests.parity.oracle import NEW_TOKENS, Answer
 
 
@@ -32,22 +33,6 @@ class Run:
 
     answers: list[Answer]
     stats: list[StepStats]
-
-
-def base_of(model: LoadedModel) -> BaseModel:
-    """Describe a model that has no folder; nothing ends a sequence but its length."""
-    return BaseModel(
-        name="tiny",
-        family=model.family,
-        digest="base",
-        vocab_size=model.vocab_size,
-        hidden_size=model.hidden_size,
-        num_layers=model.num_layers,
-        num_kv_heads=model.num_kv_heads,
-        head_dim=model.head_dim,
-        context_length=model.max_model_len,
-        eos_token_ids=(),
-    )
 
 
 class Inline(Executor):

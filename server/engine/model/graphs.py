@@ -15,7 +15,7 @@ from torch import Tensor
 
 from server.engine.model.attention.base import AttentionBackend, Row
 from server.engine.model.forward import Forward
-from server.engine.model.likeliest import likeliest
+from server.engine.model.likeliest import finite_rows, likeliest
 from server.engine.model.load import LoadedModel
 from server.engine.model.uploads import Uploads
 
@@ -87,13 +87,6 @@ class DecodeGraphs:
                 self._graphs[key] = self._capture(lambda: self._step(size))
         return Decoded(self._logits[:count], self._tokens[:count], self._finite[:count])
 
-    def warm(self, longest: int) -> None:
-        """Capture every size, the largest first, for sequences of up to `longest` tokens."""
-        for size in reversed(self._sizes):
-            blocks = (self._trash,) * -(-longest // self._backend.shape.block_size)
-            rows = [Row(number, 1, longest - 1, blocks) for number in range(size)]
-            self.run(rows, [0] * size)
-
     def _give(
         self, size: int, rows: Sequence[Row], ids: Sequence[int], reads: Sequence[int], writes: Sequence[int]
     ) -> None:
@@ -113,8 +106,7 @@ class DecodeGraphs:
         logits.copy_(self._forward(self._model.embed(ids), positions, self._keep[:size]))
         tokens = likeliest(logits)
         self._tokens[:size].copy_(tokens)
-        # A sum is not finite as soon as one of its terms is not; finite logits are far too small to overflow.
-        self._finite[:size].copy_(logits.sum(dim=-1).isfinite())
+        self._finite[:size].copy_(finite_rows(logits))
         self.drawn.index_copy_(0, writes, tokens)
 
     def _launch_key(self) -> Hashable:

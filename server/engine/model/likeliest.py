@@ -1,4 +1,4 @@
-"""The likeliest token of each row, faster than torch finds it on a CPU."""
+"""The likeliest token of each row, faster than torch finds it on a CPU, and whether a row can be trusted."""
 
 from __future__ import annotations
 
@@ -26,3 +26,11 @@ def likeliest(scores: Tensor) -> Tensor:
         return ids
     rest, last = scores[:, count * _BLOCK :].max(dim=-1)
     return torch.where(rest > best, count * _BLOCK + last, ids)
+
+
+def finite_rows(scores: Tensor) -> Tensor:
+    """Return for each row of `scores` [rows, vocab] whether all of it is finite, in one pass.
+
+    A sum is not finite as soon as one of its terms is not; finite logits are far too small to overflow.
+    """
+    return scores.sum(dim=-1).isfinite()

@@ -13,7 +13,7 @@ from server.engine.model.attention.hook import attach
 from server.engine.model.forward import Forward, PlainForward
 from server.engine.model.graphs import CARRIED, DecodeGraphs
 from server.engine.model.launches import Drawn, Launch, Places
-from server.engine.model.likeliest import likeliest
+from server.engine.model.likeliest import finite_rows, likeliest
 from server.engine.model.load import LoadedModel
 from server.engine.model.network import Network, Peaks
 from server.engine.model.uploads import upload
@@ -118,8 +118,7 @@ class Runner:
                 tokens = likeliest(logits)
                 behind = upload([places.write(sequence) for sequence in sampling], self.model.device)
                 self.graphs.drawn.index_copy_(0, behind, tokens)
-                finite = logits.amax(dim=-1).isfinite() & logits.amin(dim=-1).isfinite()
-                launch.add(sampling, Drawn(tokens, finite), None)
+                launch.add(sampling, Drawn(tokens, finite_rows(logits)), None)
         launch.read_back()
         return launch
 

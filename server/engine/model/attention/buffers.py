@@ -36,8 +36,6 @@ class Layout:
     at most, of which it reads `own` itself and `shared` with those behind the same prefix, in `groups` groups.
     """
 
-    rows: int
-    tokens: int
     singles: int
     tiles: int
     splits: int
@@ -162,8 +160,6 @@ class StepBuffers:
         put("group_firsts", group_firsts)
         put("group_counts", group_counts)
         layout = Layout(
-            rows=num_rows,
-            tokens=num_tokens,
             singles=len(singles),
             tiles=int(tiles.sum()),
             splits=int((before + own).max(initial=0)),

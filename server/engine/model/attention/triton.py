@@ -68,7 +68,7 @@ class TritonBackend:
         self._cuts = Cuts(split, together, together, long_prefix)
         self._decode_by = decode or _decoding(_power(shape.head_dim), shape.dtype)
         self.buffers = StepBuffers(size, BLOCK_SIZE, self._cuts, shape.device)
-        self.layout = Layout(0, 0, 0, 0, 0, 0, 0, 0)
+        self.layout = Layout(0, 0, 0, 0, 0, 0)
         self._precision = "ieee" if shape.dtype == torch.float32 else "tf32"
 
     def begin(self, rows: Sequence[Row]) -> None:
