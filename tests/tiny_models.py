@@ -81,7 +81,7 @@ SERVED: dict[str, tuple[str, dict[str, Any]]] = {
     "exaone4": ("Exaone4Config", _WIDE | _MIXED),
     "seed_oss": ("SeedOssConfig", _WIDE),
     "ministral": ("MinistralConfig", _WIDE | _SLIDING),
-    "cwm": ("CwmConfig", _WIDE | {"max_position_embeddings": 16_384}),
+    "cwm": ("CwmConfig", _WIDE | {"rope_parameters": {"rope_type": "default", "rope_theta": 10_000.0}}),
     "gpt_oss": ("GptOssConfig", _WIDE | _MIXED | _EXPERTS),
 }
 """Families that Waybill serves: name, configuration class, its arguments."""
