@@ -20,7 +20,7 @@ from server.core import AdapterKind, BaseModel
 from server.formats.base import read_base_model
 from server.formats.judge import AdapterLimits
 from server.service.publishing import publish_folder
-from server.store.local import AdapterStore
+from server.store.opening import local_store
 
 TENANT = "default"
 _NOISE = 0.02
@@ -49,7 +49,7 @@ class Workshop:
 
     def publish(self, store: Path, recipes: list[Recipe]) -> None:
         """Publish all in the store. A version is on the disk before it counts, so several threads wait at once."""
-        open_store = AdapterStore(store)
+        open_store = local_store(store)
         limits = AdapterLimits(_MAX_VIRTUAL_TOKENS)
 
         def one(recipe: Recipe) -> None:

@@ -34,7 +34,7 @@ from server.service.tenants import KeyRing
 from server.service.tokenizer import Tokenizer
 from server.service.tokenizing import TokenizingService
 from server.settings import Plan, Settings
-from server.store.local import AdapterStore
+from server.store.opening import open_store
 
 _DESCRIBED = (GenerateRequest, CompletionRequest, ChatRequest, TokenizeRequest, DetokenizeRequest, TgiRequest, TgiEvent)
 """Models that FastAPI does not see: the bodies that routes read themselves, and what events hold."""
@@ -50,7 +50,7 @@ def create_app(settings: Settings, plan: Plan, engine: EngineClient | None = Non
     base = plan.engine.base
     engine = engine or ProcessEngine(plan.engine)
     tokenizer = Tokenizer(Path(plan.engine.model_path))
-    store = AdapterStore(settings.store)
+    store = open_store(settings.store, cache=settings.store_cache, cache_bytes=settings.store_cache_size)
     metrics = Metrics(base.name)
     gate = Gate(plan.max_open)
     adapter_service = AdapterService(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Annotated, Any, NoReturn
 
 import typer
@@ -22,7 +23,7 @@ from server.machine import Machine, read_machine
 from server.service.publishing import publish_folder
 from server.service.tenants import add_first_key, add_key, read_keys
 from server.settings import Plan, Settings, format_size, is_loopback, make_plan
-from server.store.local import AdapterStore
+from server.store.opening import open_store
 
 cli = typer.Typer(help=__doc__, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 model_cli = typer.Typer(help="The embedded base model.", no_args_is_help=True)
@@ -51,7 +52,9 @@ def _about(name: str) -> Any:
 def serve(
     host: Annotated[str | None, _about("host")] = None,
     port: Annotated[int | None, _about("port")] = None,
-    store: Annotated[Path | None, _about("store")] = None,
+    store: Annotated[str | None, _about("store")] = None,
+    store_cache: Annotated[Path | None, _about("store_cache")] = None,
+    store_cache_size: Annotated[str | None, _about("store_cache_size")] = None,
     keys: Annotated[Path | None, _about("keys")] = None,
     model: Annotated[Path | None, _about("model")] = None,
     dtype: Annotated[str | None, _about("dtype")] = None,
@@ -128,7 +131,7 @@ def publish(
     folder: Annotated[Path, typer.Argument(help="A folder that PEFT saved.", exists=True, file_okay=False)],
     name: Annotated[str, typer.Option(help="The adapter's name.")],
     tenant: Annotated[str, typer.Option(help="Whose it is; `public` is everybody's.")] = "default",
-    store: Annotated[Path | None, _about("store")] = None,
+    store: Annotated[str | None, _about("store")] = None,
     model: Annotated[Path | None, _about("model")] = None,
     max_virtual_tokens: Annotated[int | None, _about("max_virtual_tokens")] = None,
 ) -> None:
@@ -141,7 +144,9 @@ def publish(
     try:
         plan = make_plan(settings, base, read_machine())
         limits = AdapterLimits(plan.engine.max_virtual_tokens)
-        version, created = publish_folder(AdapterStore(settings.store), folder, tenant, name, base, limits)
+        with TemporaryDirectory(prefix="waybill-") as cache:
+            opened = open_store(settings.store, cache=Path(cache), cache_bytes=settings.store_cache_size)
+            version, created = publish_folder(opened, folder, tenant, name, base, limits)
     except (ValueError, OSError) as error:
         _fail(str(error))
     except WaybillError as error:
@@ -207,7 +212,7 @@ def _print_plan(settings: Settings, plan: Plan, machine: Machine, port: int) -> 
     rows = {
         "machine": str(machine),
         "model": f"{engine.base.name} ({engine.base.family}), {engine.base.digest[:19]}",
-        "store": str(settings.store),
+        "store": settings.store,
         "keys": "none: this machine only" if settings.keys is None else str(settings.keys),
         "dtype, device": f"{engine.dtype}, {engine.device}, {engine.threads} threads",
         "kv-memory": format_size(engine.kv_memory),

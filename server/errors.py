@@ -10,6 +10,7 @@
     ├── MethodNotAllowed          405 method_not_allowed
     ├── DeadlineReached           408 timeout
     ├── BodyStalled               408 body_timeout
+    ├── RevisionConflict          412 revision_conflict      another changed it first; `If-Match` names the wrong state
     ├── TooLarge                  413 payload_too_large
     ├── UnsupportedMediaType      415 unsupported_media_type
     ├── AdapterRejected           422 adapter_invalid        the files themselves are bad
@@ -118,6 +119,13 @@ class BodyStalled(WaybillError):
 
     status = 408
     code = "body_timeout"
+
+
+class RevisionConflict(WaybillError):
+    """What was to be changed is not, or is no longer, in the state that the request was made for."""
+
+    status = 412
+    code = "revision_conflict"
 
 
 class TooLarge(WaybillError):

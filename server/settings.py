@@ -48,7 +48,13 @@ class Settings(BaseSettings):
 
     host: str = Field("127.0.0.1", description="Address to listen on; beyond this machine only with API keys.")
     port: int = Field(8000, ge=0, le=65535, description="Port to listen on; 0 takes a free one.")
-    store: Path = Field(Path("adapters_store"), description="Folder of the adapters.")
+    store: Annotated[str, BeforeValidator(str)] = Field(
+        "adapters_store", description="Where the adapters are: a folder, or s3://…, gs://… or az://… of a bucket."
+    )
+    store_cache: Path = Field(
+        Path("store_cache"), description="Folder of what was fetched from a bucket; one for each server."
+    )
+    store_cache_size: Size = Field(10 * 2**30, description="Bytes that are kept there.")
     keys: Path | None = Field(
         None, description="File of API keys; without one, everybody on this machine is `default`."
     )

@@ -22,7 +22,7 @@ from server.metrics import Metrics
 from server.service.tenants import Tenant
 from server.store.digest import files_digest
 from server.store.durable import disk
-from server.store.local import AdapterStore
+from server.store.store import AdapterStore
 from server.store.version import Version
 
 MAX_UPLOADS = 4

@@ -9,7 +9,7 @@ from server.core import BaseModel
 from server.errors import AdapterRejected
 from server.formats.judge import AdapterLimits, judge_folder, require_known_file
 from server.formats.names import check_name, check_tenant
-from server.store.local import AdapterStore
+from server.store.store import AdapterStore
 from server.store.version import Version
 
 

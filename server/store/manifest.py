@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from server.core import AdapterKind
+from server.errors import WaybillError
 from server.formats.spec import AdapterSpec, FieldRule
 from server.formats.template import parse_template
+from server.store.backend import Home
 from server.store.digest import StoredFile
 from server.store.version import Version
 
@@ -28,24 +31,38 @@ def encode_manifest(files: tuple[StoredFile, ...], digest: str, created: int, sp
     return json.dumps(manifest, indent=2).encode() + b"\n"
 
 
-def decode_manifest(data: bytes, tenant: str, name: str, number: int, folder: Path) -> Version:
-    """Return the version that the manifest in `folder` describes. Raises ValueError for anything but a manifest."""
+def decode_manifest(data: bytes, home: Home, number: int, folder: Callable[[Home, int, str], Path]) -> Version:
+    """Return the version that a manifest describes; `folder` says where its files are.
+
+    Raises ValueError for anything but a manifest.
+    """
     try:
         manifest = json.loads(data)
         if manifest["format"] != FORMAT:
             raise ValueError(f"format {manifest['format']!r} is not {FORMAT}")
         return Version(
-            tenant=tenant,
-            name=name,
+            tenant=home.tenant,
+            name=home.name,
             number=number,
             digest=str(manifest["digest"]),
             created=int(manifest["created"]),
-            folder=folder,
+            folder=folder(home, number, str(manifest["digest"])),
             num_bytes=sum(int(file["num_bytes"]) for file in manifest["files"].values()),
             spec=_spec(manifest["spec"]),
         )
     except (KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"not a manifest: {error!r}") from error
+
+
+def file_names(data: bytes) -> list[str]:
+    """Return the names of a version's files. Raises WaybillError for anything but a manifest."""
+    try:
+        names = [str(name) for name in json.loads(data)["files"]]
+    except (KeyError, TypeError, ValueError) as error:
+        raise WaybillError(f"not a manifest: {error!r}") from error
+    if any(Path(name).name != name for name in names):
+        raise WaybillError("a manifest names a file outside its folder")
+    return names
 
 
 def _spec(source: dict[str, Any]) -> AdapterSpec:

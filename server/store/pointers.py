@@ -1,24 +1,37 @@
-"""What an adapter's name points to: a log of complete states, each created once, the newest first in a listing."""
+"""What an adapter's name points to: a log of complete states, each created once, the newest first in a listing.
+
+Creating the entry of the next revision fails for all but one writer. So a state is changed by reading the newest,
+deriving the next and creating it: who comes second reads again and decides. Nothing is ever overwritten, and what a
+name pointed to earlier stays known.
+"""
 
 from __future__ import annotations
 
 import json
-import os
 import re
+import secrets
 import time
 from dataclasses import dataclass, replace
-from pathlib import Path
 
-from server.store.durable import Link, write_new
+from server.errors import InvalidRequest
+from server.formats.strict_json import shown
+from server.store.backend import Backend, Home
 
 LATEST = "latest"
-_TOP = 10**12 - 1
-_ENTRY = re.compile(r"[0-9]{12}\.json")
+"""The alias that the bare name means; every publish moves it."""
+
+KEPT = 10_000
+"""Entries of a log that are kept at least."""
+
+MAX_ALIASES = 64
+
+_ALIAS = re.compile(r"[a-z][a-z0-9-]{0,31}")
+_NUMBER = re.compile(r"v[0-9]+")
 
 
 @dataclass(frozen=True, slots=True)
 class Pointers:
-    """One state of a name. Versions up to `deleted_through` are gone; numbers are never used again.
+    """One state of a name. Versions up to `deleted_through`, and those in `deleted`, are gone; no number comes twice.
 
     `at` is in seconds since the epoch, `revision` counts the entries of the log.
     """
@@ -27,53 +40,101 @@ class Pointers:
     aliases: tuple[tuple[str, int], ...] = ()
     last_version: int = 0
     deleted_through: int = 0
+    deleted: tuple[int, ...] = ()
+    description: str = ""
+    tags: tuple[str, ...] = ()
     at: int = 0
 
     @property
     def latest(self) -> int | None:
         """The number that the bare name means; None once it is deleted."""
-        return dict(self.aliases).get(LATEST)
+        return self.alias(LATEST)
 
-    def live(self) -> range:
+    def alias(self, alias: str) -> int | None:
+        """The number that an alias means, None where there is no such alias."""
+        return dict(self.aliases).get(alias)
+
+    def live(self) -> list[int]:
         """Numbers that may be served, the newest first; some may not exist."""
-        return range(self.last_version, self.deleted_through, -1)
+        gone = set(self.deleted)
+        return [number for number in range(self.last_version, self.deleted_through, -1) if number not in gone]
+
+    def is_live(self, number: int) -> bool:
+        """Whether this number may be served."""
+        return self.deleted_through < number <= self.last_version and number not in self.deleted
 
     def published(self, number: int) -> Pointers:
         """Return the state after `number` was published."""
-        last = max(number, self.last_version)
-        return replace(self, aliases=((LATEST, max(number, self.latest or 0)),), last_version=last)
+        return replace(self, last_version=max(number, self.last_version)).pointing(LATEST, number)
 
-    def deleted(self, last_version: int) -> Pointers:
+    def pointing(self, alias: str, number: int) -> Pointers:
+        """Return the state in which an alias means `number`."""
+        return replace(self, aliases=tuple(sorted({**dict(self.aliases), alias: number}.items())))
+
+    def without_alias(self, alias: str) -> Pointers:
+        """Return the state without an alias."""
+        return replace(self, aliases=tuple(item for item in self.aliases if item[0] != alias))
+
+    def without_version(self, number: int) -> Pointers:
+        """Return the state after one version was deleted."""
+        return replace(self, deleted=tuple(sorted({*self.deleted, number})))
+
+    def without_all(self, last_version: int) -> Pointers:
         """Return the state after the name was deleted with all numbers up to `last_version`."""
-        return replace(self, aliases=(), last_version=last_version, deleted_through=last_version)
+        return Pointers(revision=self.revision, last_version=last_version, deleted_through=last_version)
 
 
-def read_pointers(log: Path) -> Pointers:
-    """Return the newest state of the log in this folder, the empty one where there is none.
+def check_alias(alias: str, *, param: str = "alias") -> str:
+    """Return an alias unchanged. Raises InvalidRequest when it is none."""
+    if _ALIAS.fullmatch(alias) is None or _NUMBER.fullmatch(alias):
+        raise InvalidRequest(
+            f"{shown(alias)} is no alias: 1 to 32 of a-z, 0-9 and '-', the first a letter, and not v with digits",
+            param=param,
+        )
+    return alias
 
-    An entry that a crash left incomplete counts for its revision and is passed over.
+
+def read_pointers(backend: Backend, home: Home, newest: int | None = None) -> Pointers:
+    """Return the newest state of a name, the empty one where there is none.
+
+    `newest` is its revision where a listing has just told it. An entry that a crash left incomplete counts for its
+    revision and is passed over.
     """
-    try:
-        names = sorted(name for name in os.listdir(log) if _ENTRY.fullmatch(name))
-    except (FileNotFoundError, NotADirectoryError):
-        return Pointers()
-    for name in names:
+    revisions = backend.revisions(home) if newest is None else [newest]
+    for revision in revisions:
         try:
-            state = _decode((log / name).read_bytes())
-        except (ValueError, KeyError, TypeError):
+            return replace(_decode(backend.entry(home, revision)), revision=revisions[0])
+        except (ValueError, KeyError, TypeError, FileNotFoundError):
+            if newest is not None:
+                return read_pointers(backend, home)
+    return Pointers(revision=revisions[0]) if revisions else Pointers()
+
+
+def earlier(backend: Backend, home: Home, alias: str, state: Pointers) -> int | None:
+    """Return the version that an alias meant before it came to mean what it does in `state`; None where there is none.
+
+    Versions that are gone do not count.
+    """
+    current = state.alias(alias)
+    for revision in backend.revisions(home):
+        if revision >= state.revision:
             continue
-        return replace(state, revision=_revision(names[0]))
-    return Pointers(revision=_revision(names[0])) if names else Pointers()
+        try:
+            number = _decode(backend.entry(home, revision)).alias(alias)
+        except (ValueError, KeyError, TypeError, FileNotFoundError):
+            continue
+        if number is not None and number != current and state.is_live(number):
+            return number
+    return None
 
 
-def append_pointers(log: Path, state: Pointers, scratch: Path, link: Link) -> None:
-    """Add `state` as the entry after its revision. Raises FileExistsError when another writer was first."""
+def append_pointers(backend: Backend, home: Home, state: Pointers) -> Pointers:
+    """Add `state` as the entry after its revision, and return it. Raises FileExistsError when another was first."""
     state = replace(state, revision=state.revision + 1, at=int(time.time()))
-    write_new(log / f"{_TOP - state.revision:012d}.json", _encode(state), scratch, link)
-
-
-def _revision(name: str) -> int:
-    return _TOP - int(name.removesuffix(".json"))
+    backend.append(home, state.revision, _encode(state))
+    if state.revision % 1000 == 0 and state.revision > KEPT:
+        backend.trim(home, state.revision - KEPT)
+    return state
 
 
 def _encode(state: Pointers) -> bytes:
@@ -82,18 +143,25 @@ def _encode(state: Pointers) -> bytes:
         "aliases": dict(state.aliases),
         "last_version": state.last_version,
         "deleted_through": state.deleted_through,
+        "deleted": [number for number in state.deleted if number > state.deleted_through],
+        "description": state.description,
+        "tags": list(state.tags),
         "at": state.at,
+        "writer": secrets.token_hex(8),  # so that a writer knows its own entry
     }
     return json.dumps(entry).encode() + b"\n"
 
 
 def _decode(data: bytes) -> Pointers:
     entry = json.loads(data)
-    aliases = tuple((str(alias), int(number)) for alias, number in entry["aliases"].items())
+    aliases = tuple(sorted((str(alias), int(number)) for alias, number in entry["aliases"].items()))
     return Pointers(
         revision=int(entry["revision"]),
         aliases=aliases,
         last_version=int(entry["last_version"]),
         deleted_through=int(entry["deleted_through"]),
+        deleted=tuple(int(number) for number in entry.get("deleted", ())),
+        description=str(entry.get("description", "")),
+        tags=tuple(str(tag) for tag in entry.get("tags", ())),
         at=int(entry["at"]),
     )

@@ -15,7 +15,7 @@ from server.formats.base import read_base_model
 from server.formats.judge import AdapterLimits
 from server.service.publishing import publish_folder
 from server.service.tenants import KeyRing, Tenant, add_first_key, add_key
-from server.store.local import AdapterStore
+from server.store.opening import local_store
 from tests.http import folders
 from tests.http.conftest import Api, MakeApi
 from tests.http.test_bad_requests import refused
@@ -42,7 +42,7 @@ def publish_public(store: Path, model: Path, work: Path, name: str) -> None:
     work.mkdir()
     for file, data in folders.soft_prompt(value=0.125).items():
         (work / file).write_bytes(data)
-    publish_folder(AdapterStore(store), work, "public", name, read_base_model(model), AdapterLimits())
+    publish_folder(local_store(store), work, "public", name, read_base_model(model), AdapterLimits())
     shutil.rmtree(work)
 
 

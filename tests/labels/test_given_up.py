@@ -20,7 +20,7 @@ from server.service.generation import GenerationService
 from server.service.prompting import Prompter, RenderedPrompt
 from server.service.tenants import Tenant
 from server.service.tokenizer import Tokenizer
-from server.store.local import AdapterStore
+from server.store.opening import local_store
 from tests.fakes import FakeEngine
 from tests.http.conftest import until
 from tests.http.folders import make_model
@@ -48,7 +48,7 @@ async def test_reading_ends_with_the_one_who_waited(tmp_path: Path, seconds: flo
     base, tokenizer = read_base_model(folder), Tokenizer(folder)
     engine, gate, metrics, prompter = FakeEngine(), Gate(64), Metrics("m"), SlowPrompter(tokenizer, base)
     adapters = AdapterService(
-        store=AdapterStore(tmp_path / "store"), engine=engine, base=base, limits=AdapterLimits(64), metrics=metrics
+        store=local_store(tmp_path / "store"), engine=engine, base=base, limits=AdapterLimits(64), metrics=metrics
     )
     service = GenerationService(
         engine=engine, adapters=adapters, prompter=prompter, tokenizer=tokenizer, base=base, gate=gate, metrics=metrics

@@ -18,7 +18,7 @@ from server.engine.loading import Sizes
 from server.formats.base import read_base_model
 from server.service.prompting import Prompter, RenderedPrompt
 from server.service.tokenizer import Tokenizer
-from server.store.local import AdapterStore
+from server.store.opening import local_store
 from server.store.version import Version
 from tests.parity.bench import Question, ask_engine
 from tests.parity.oracle import Answer, SavedAdapter, ask_peft, ask_plain
@@ -36,7 +36,7 @@ def load_base() -> PreTrainedModel:
 
 @pytest.fixture(scope="module")
 def shipped() -> list[Version]:
-    versions = AdapterStore(ROOT / "adapters_store").list("public")
+    versions = local_store(ROOT / "adapters_store").list("public")
     assert {version.spec.kind.value for version in versions} >= {"prompt_tuning", "prefix_tuning", "p_tuning"}
     return versions
 

@@ -18,7 +18,8 @@ from pathlib import Path
 from server.errors import AdapterNotFound
 from server.formats.judge import judge_folder
 from server.store.digest import files_digest
-from server.store.local import AdapterStore
+from server.store.opening import local_store
+from server.store.store import AdapterStore
 from server.store.version import Version
 from tests.formats.folders import BASE
 from tests.store.writing import TENANT, publish
@@ -27,10 +28,10 @@ NAME = "spam"
 _WORKER = """
 import sys
 from pathlib import Path
-from server.store.local import AdapterStore
+from server.store.opening import local_store
 from tests.store.writing import TENANT, publish
 
-store, turn = AdapterStore(Path(sys.argv[1])), int(sys.argv[2])
+store, turn = local_store(Path(sys.argv[1])), int(sys.argv[2])
 print("ready", flush=True)
 while True:
     turn += 1
@@ -54,7 +55,7 @@ def kill_at_random_moments(root: Path, rounds: int, seed: int) -> int:
     chance = random.Random(seed)
     highest = 0
     for turn in range(rounds):
-        before = live(AdapterStore(root))
+        before = live(local_store(root))
         said = _run_and_kill(root, turn * 1000, chance.uniform(0.0, 0.12))
         found = [version.number for version in require_whole(root)]
         possible = _possible(said, before, highest)
@@ -101,7 +102,7 @@ def live(store: AdapterStore) -> list[int]:
 
 def require_whole(root: Path) -> list[Version]:
     """Return the live versions, each of them checked to be all there and judged as its manifest says."""
-    store = AdapterStore(root)
+    store = local_store(root)
     found = [store.resolve(TENANT, NAME, number=number) for number in live(store)]
     for version in found:
         assert files_digest(version.folder) == version.digest, version.folder
@@ -112,7 +113,7 @@ def require_whole(root: Path) -> list[Version]:
 
 def require_swept(root: Path, highest: int) -> int:
     """Sweep, look at every folder, publish once more; return the number that this got, above `highest`."""
-    store = AdapterStore(root)
+    store = local_store(root)
     before = live(store)
     store.sweep()
     found = require_whole(root)
@@ -161,7 +162,7 @@ def die_at_each_step(root: Path, every: int) -> int:
         while True:
             step += every
             folder = root / f"{scenario}-{step}"
-            store = AdapterStore(folder)
+            store = local_store(folder)
             for turn in range(versions):
                 publish(store, NAME, fill=bytes([turn]))
             if not _die_at(step, folder, action):
@@ -190,7 +191,7 @@ def _die_at(step: int, root: Path, action: Callable[[AdapterStore], None]) -> bo
             if taken == step:
                 os.kill(os.getpid(), signal.SIGKILL)
 
-    store = AdapterStore(root)
+    store = local_store(root)
     sys.addaudithook(watch)
     try:
         action(store)

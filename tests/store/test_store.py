@@ -20,7 +20,8 @@ from server.core import AdapterKind
 from server.errors import AdapterNotFound, InvalidRequest, Unavailable, WaybillError
 from server.formats.judge import judge_folder
 from server.store.digest import files_digest
-from server.store.local import TRUST_SECONDS, AdapterStore
+from server.store.opening import local_store
+from server.store.store import TRUST_SECONDS, AdapterStore
 from tests.formats.folders import BASE, make_folder
 from tests.store.writing import TENANT, publish, traces
 
@@ -39,7 +40,7 @@ class Clock:
 
 @pytest.fixture
 def store(tmp_path: Path) -> AdapterStore:
-    return AdapterStore(tmp_path / "store")
+    return local_store(tmp_path / "store")
 
 
 def test_versions_count_up_and_the_name_points_to_the_last(store: AdapterStore) -> None:
@@ -57,17 +58,17 @@ def test_versions_count_up_and_the_name_points_to_the_last(store: AdapterStore) 
 
 def test_the_layout_is_a_plain_folder_a_manifest_and_a_log(store: AdapterStore) -> None:
     version, _ = publish(store, "spam")
-    assert version.folder == store.root / TENANT / "spam" / "versions" / "000001"
+    assert version.folder == store.backend.root / TENANT / "spam" / "versions" / "000001"
     assert sorted(path.name for path in version.folder.iterdir()) == [
         "adapter_config.json", "adapter_model.safetensors", "manifest.json",
     ]  # fmt: skip
     assert version.tensors.read_bytes()[-1:] == b"\x3d"
     publish(store, "spam", fill=b"b")
-    log = sorted((store.root / TENANT / "spam" / "log").iterdir())
+    log = sorted((store.backend.root / TENANT / "spam" / "log").iterdir())
     newest, oldest = (json.loads(path.read_text()) for path in log)
     assert (newest["revision"], newest["aliases"], newest["last_version"]) == (2, {"latest": 2}, 2)
     assert (oldest["revision"], oldest["aliases"], oldest["last_version"]) == (1, {"latest": 1}, 1)
-    assert not list((store.root / ".staging").iterdir())
+    assert not list((store.backend.root / ".staging").iterdir())
 
 
 def test_same_bytes_are_the_existing_version_and_the_name_stays(store: AdapterStore) -> None:
@@ -92,7 +93,7 @@ def test_all_that_was_judged_comes_back(store: AdapterStore) -> None:
     }
     published, _ = publish(store, "spam", kind=MULTI, sidecar=sidecar)
     other = publish(store, "other", sidecar={"embed_scale": "as_is"})[0]
-    again = AdapterStore(store.root)
+    again = local_store(store.backend.root)
     assert again.resolve(TENANT, "spam") == published
     assert again.resolve(TENANT, "other") == other
     assert published.spec == judge_folder(published.folder, BASE, published=True)
@@ -103,7 +104,7 @@ def test_a_scaled_adapter_stays_scaled(store: AdapterStore) -> None:
         make_folder(staging.folder, sidecar={"embed_scale": "sqrt_hidden"})
         spec = judge_folder(staging.folder, replace(BASE, family="gemma"))
         store.publish(TENANT, "spam", staging.folder, spec)
-    assert AdapterStore(store.root).resolve(TENANT, "spam").spec == spec
+    assert local_store(store.backend.root).resolve(TENANT, "spam").spec == spec
     assert spec.scale_by_sqrt_hidden
 
 
@@ -156,9 +157,9 @@ def test_no_other_name_becomes_a_path(name: str, store: AdapterStore) -> None:
 
 
 def test_a_link_that_leads_out_of_the_store_is_not_followed(store: AdapterStore, tmp_path: Path) -> None:
-    elsewhere = AdapterStore(tmp_path / "elsewhere")
+    elsewhere = local_store(tmp_path / "elsewhere")
     publish(elsewhere, "spam")
-    (store.root / TENANT).symlink_to(elsewhere.root / TENANT)
+    (store.backend.root / TENANT).symlink_to(elsewhere.backend.root / TENANT)
     with pytest.raises(AdapterNotFound, match="lies outside the adapter store"):
         store.resolve(TENANT, "spam")
 
@@ -170,8 +171,8 @@ def test_a_list_has_the_latest_of_each_name(store: AdapterStore) -> None:
     publish(store, "c", tenant="acme")
     publish(store, "gone")
     store.delete(TENANT, "gone")
-    (store.root / TENANT / "README.md").write_text("not an adapter")
-    (store.root / TENANT / "empty").mkdir()
+    (store.backend.root / TENANT / "README.md").write_text("not an adapter")
+    (store.backend.root / TENANT / "empty").mkdir()
     assert store.list(TENANT) == [only, newest]
 
 
@@ -210,7 +211,7 @@ def test_numbers_are_never_used_again(purged: bool, store: AdapterStore) -> None
 
 def test_another_process_is_seen_within_two_seconds(tmp_path: Path) -> None:
     clock = Clock()
-    reader, writer = AdapterStore(tmp_path, clock=clock), AdapterStore(tmp_path)
+    reader, writer = local_store(tmp_path, clock=clock), local_store(tmp_path)
     with pytest.raises(AdapterNotFound):
         reader.resolve(TENANT, "spam")
     first = publish(writer, "spam", fill=b"a")[0]
@@ -228,7 +229,7 @@ def test_another_process_is_seen_within_two_seconds(tmp_path: Path) -> None:
 
 
 def test_ones_own_writing_is_seen_at_once(tmp_path: Path) -> None:
-    store = AdapterStore(tmp_path, clock=Clock())
+    store = local_store(tmp_path, clock=Clock())
     for fill in (b"a", b"b"):
         version = publish(store, "spam", fill=fill)[0]
         assert store.resolve(TENANT, "spam") == version
@@ -239,7 +240,7 @@ def test_ones_own_writing_is_seen_at_once(tmp_path: Path) -> None:
 
 def test_a_trusted_name_is_resolved_without_the_disk(tmp_path: Path) -> None:
     clock = Clock()
-    store = AdapterStore(tmp_path / "store", clock=clock)
+    store = local_store(tmp_path / "store", clock=clock)
     version = publish(store, "spam")[0]
     (tmp_path / "store").rename(tmp_path / "away")
     assert store.resolve(TENANT, "spam") == version
@@ -249,7 +250,7 @@ def test_a_trusted_name_is_resolved_without_the_disk(tmp_path: Path) -> None:
 
 
 def test_memory_is_bounded_and_forgetting_costs_nothing_but_time(tmp_path: Path) -> None:
-    store = AdapterStore(tmp_path, cache_size=2)
+    store = local_store(tmp_path, cache_size=2)
     made = {name: publish(store, name)[0] for name in ("a", "b", "c", "d")}
     for _ in range(2):
         for name, version in made.items():
@@ -257,7 +258,7 @@ def test_memory_is_bounded_and_forgetting_costs_nothing_but_time(tmp_path: Path)
 
 
 def test_publishers_at_once_get_versions_of_their_own(tmp_path: Path) -> None:
-    stores = [AdapterStore(tmp_path), AdapterStore(tmp_path)]
+    stores = [local_store(tmp_path), local_store(tmp_path)]
     numbers: list[int] = []
 
     def work(worker: int) -> None:
@@ -267,7 +268,7 @@ def test_publishers_at_once_get_versions_of_their_own(tmp_path: Path) -> None:
 
     run_all([lambda worker=worker: work(worker) for worker in range(4)])
     assert sorted(numbers) == list(range(1, 17))
-    found = AdapterStore(tmp_path).versions(TENANT, "spam")
+    found = local_store(tmp_path).versions(TENANT, "spam")
     assert [version.number for version in found] == list(range(16, 0, -1))
     assert all(files_digest(version.folder) == version.digest for version in found)
 
@@ -276,7 +277,7 @@ def test_publishers_of_the_same_bytes_at_once_make_one_version(tmp_path: Path) -
     made: list[tuple[int, bool]] = []
 
     def work() -> None:
-        version, created = publish(AdapterStore(tmp_path), "spam")
+        version, created = publish(local_store(tmp_path), "spam")
         made.append((version.number, created))
 
     run_all([work] * 6)
@@ -285,11 +286,12 @@ def test_publishers_of_the_same_bytes_at_once_make_one_version(tmp_path: Path) -
 
 def test_writers_in_other_processes_take_turns(store: AdapterStore) -> None:
     code = (
-        "import sys; from pathlib import Path; from server.store.local import AdapterStore; "
-        "from tests.store.writing import publish; store = AdapterStore(Path(sys.argv[1])); "
+        "import sys; from pathlib import Path; from server.store.opening import local_store; "
+        "from tests.store.writing import publish; store = local_store(Path(sys.argv[1])); "
         "[publish(store, 'spam', fill=bytes([int(sys.argv[2]) + i])) for i in range(5)]"
     )
-    workers = [subprocess.Popen([sys.executable, "-c", code, str(store.root), str(start)]) for start in (0, 100)]
+    command = [sys.executable, "-c", code, str(store.backend.root)]
+    workers = [subprocess.Popen([*command, str(start)]) for start in (0, 100)]
     assert [worker.wait(60) for worker in workers] == [0, 0]
     assert [version.number for version in store.versions(TENANT, "spam")] == list(range(10, 0, -1))
 
@@ -299,10 +301,10 @@ def test_a_disk_without_hard_links_will_do(code: int, tmp_path: Path) -> None:
     def link(source: Path, target: Path) -> None:
         raise OSError(code, os.strerror(code))
 
-    store = AdapterStore(tmp_path, link=link)
+    store = local_store(tmp_path, link=link)
     first = publish(store, "spam", fill=b"a")[0]
     second = publish(store, "spam", fill=b"b")[0]
-    assert AdapterStore(tmp_path).versions(TENANT, "spam") == [second, first]
+    assert local_store(tmp_path).versions(TENANT, "spam") == [second, first]
     store.delete(TENANT, "spam")
     assert publish(store, "spam", fill=b"a")[0].number == 3
 
@@ -311,10 +313,10 @@ def test_a_full_disk_is_said_and_leaves_nothing(tmp_path: Path) -> None:
     def link(source: Path, target: Path) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    store = AdapterStore(tmp_path, link=link)
+    store = local_store(tmp_path, link=link)
     with pytest.raises(Unavailable, match="cannot be written: No space left on device"):
         publish(store, "spam")
-    assert not list(store.root.rglob("adapter_config.json"))
+    assert not list(store.backend.root.rglob("adapter_config.json"))
     with pytest.raises(AdapterNotFound):
         store.resolve(TENANT, "spam")
 
@@ -323,15 +325,15 @@ def test_a_store_that_cannot_be_opened_says_so(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     for root in (tmp_path / "file", tmp_path / "file" / "below"):
         with pytest.raises(Unavailable, match=f"the adapter store {root} cannot be opened"):
-            AdapterStore(root)
-    assert AdapterStore(tmp_path / "new" / "store").list(TENANT) == []
+            local_store(root)
+    assert local_store(tmp_path / "new" / "store").list(TENANT) == []
 
 
 def test_a_store_that_takes_no_writing_serves_what_it_has(store: AdapterStore) -> None:
     version = publish(store, "spam")[0]
-    (store.root / ".staging").rmdir()
-    (store.root / ".staging").write_text("in the way")
-    again = AdapterStore(store.root)
+    (store.backend.root / ".staging").rmdir()
+    (store.backend.root / ".staging").write_text("in the way")
+    again = local_store(store.backend.root)
     again.sweep()
     assert again.resolve(TENANT, "spam") == version
     for call in (lambda: publish(again, "spam", fill=b"b"), lambda: again.delete(TENANT, "spam")):
@@ -348,7 +350,7 @@ def test_a_damaged_version_is_an_error_of_its_own_and_stops_nothing_else(
     fine = publish(store, "fine")[0]
     for damage in ("{", "{}", "[]", '{"format": 9}', json.dumps({"format": 1, "digest": "x", "created": 0})):
         (second.folder / "manifest.json").write_text(damage)
-        again = AdapterStore(store.root)
+        again = local_store(store.backend.root)
         with pytest.raises(WaybillError, match="version v2 of adapter 'spam' is damaged"):
             again.resolve(TENANT, "spam")
         assert again.list(TENANT) == [fine]

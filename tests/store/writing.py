@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from server.core import AdapterKind
 from server.formats.judge import judge_folder
-from server.store.local import AdapterStore
+from server.store.store import AdapterStore
 from server.store.version import Version
 from tests.formats.folders import BASE, make_folder
 
@@ -29,4 +29,4 @@ def publish(
 
 def traces(store: AdapterStore) -> set[str]:
     """Every path of the store but the staging folder itself."""
-    return {str(path.relative_to(store.root)) for path in store.root.rglob("*")} - {".staging"}
+    return {str(path.relative_to(store.backend.root)) for path in store.backend.root.rglob("*")} - {".staging"}
