@@ -7,6 +7,7 @@ there is no version. What is read is fetched into a cache on the disk.
 
 from __future__ import annotations
 
+import logging
 import secrets
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -32,9 +33,11 @@ CLAIM = "claim"
 LEFT_AFTER = timedelta(days=1)
 """How old a version without a manifest is before it counts as one whose writer died."""
 
+_log = logging.getLogger(__name__)
 _PAGE = 1000
 _LAST = "~"  # sorts after every file and folder of a name
-_CLIENT: ClientConfig = {"timeout": timedelta(seconds=60), "connect_timeout": timedelta(seconds=5)}
+# Plain HTTP is only used where an endpoint's own address says so, as for a server in one's own network.
+_CLIENT: ClientConfig = {"allow_http": True, "timeout": timedelta(seconds=60), "connect_timeout": timedelta(seconds=5)}
 _RETRY: RetryConfig = {"max_retries": 3, "retry_timeout": timedelta(seconds=15)}
 
 
@@ -92,8 +95,11 @@ class Bucket:
                 obstore.delete(self._store, old)
 
     def numbers(self, home: Home) -> list[int]:
-        found = (number_of(label) for label in self._folders(f"{home}/{VERSIONS}"))
-        return sorted((number for number in found if number is not None), reverse=True)
+        # Not by folders: some servers keep those when they are empty.
+        with self._told():
+            pages = obstore.list(self._store, f"{home}/{VERSIONS}", chunk_size=_PAGE)
+            labels = {meta["path"].split("/")[-2] for page in pages for meta in page}
+        return sorted((number for label in labels if (number := number_of(label)) is not None), reverse=True)
 
     def manifest(self, home: Home, number: int) -> bytes | None:
         try:
@@ -206,9 +212,8 @@ class Bucket:
         except AlreadyExistsError as error:
             raise FileExistsError(_first_line(error)) from error
         except BaseError as error:
-            raise Unavailable(
-                f"the adapter store {self.where} cannot be reached: {_first_line(error)}", retry_after=5
-            ) from error
+            _log.error("the adapter store %s: %s", self.where, _first_line(error))
+            raise Unavailable("the adapter store cannot be reached", retry_after=5) from error
 
 
 @contextmanager

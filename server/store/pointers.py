@@ -23,6 +23,9 @@ LATEST = "latest"
 KEPT = 10_000
 """Entries of a log that are kept at least."""
 
+TRIM_EVERY = 1000
+"""Entries after which older ones are removed."""
+
 MAX_ALIASES = 64
 
 _ALIAS = re.compile(r"[a-z][a-z0-9-]{0,31}")
@@ -132,7 +135,7 @@ def append_pointers(backend: Backend, home: Home, state: Pointers) -> Pointers:
     """Add `state` as the entry after its revision, and return it. Raises FileExistsError when another was first."""
     state = replace(state, revision=state.revision + 1, at=int(time.time()))
     backend.append(home, state.revision, _encode(state))
-    if state.revision % 1000 == 0 and state.revision > KEPT:
+    if state.revision % TRIM_EVERY == 0 and state.revision > KEPT:
         backend.trim(home, state.revision - KEPT)
     return state
 

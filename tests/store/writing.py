@@ -19,12 +19,13 @@ def publish(
     tenant: str = TENANT,
     kind: AdapterKind = AdapterKind.PROMPT_TUNING,
     sidecar: dict[str, object] | None = None,
+    alias: str | None = None,
 ) -> tuple[Version, bool]:
     """Stage, judge and publish as the service does."""
     with store.stage() as staging:
         make_folder(staging.folder, kind, fill=fill, sidecar=sidecar)
         spec = judge_folder(staging.folder, BASE)
-        return store.publish(tenant, name, staging.folder, spec)
+        return store.publish(tenant, name, staging.folder, spec, alias=alias)
 
 
 def traces(store: AdapterStore) -> set[str]:
