@@ -11,7 +11,10 @@ from pathlib import Path
 
 from fastapi import FastAPI
 
-from server.api import adapters, errors, generate, health, openapi, tokenize
+from server.api import errors, generate, health, openapi, tokenize
+from server.api.adapters import changing, publishing, reading, residency
+from server.api.adapters.changing import AliasTarget, Description
+from server.api.adapters.residency import ResidencyChange
 from server.api.middleware import LoopbackOnly, RequestLog
 from server.api.openai import models as openai_models
 from server.api.openai import routes as openai_routes
@@ -30,22 +33,31 @@ from server.service.adapters import AdapterService
 from server.service.admission import Gate
 from server.service.generation import GenerationService
 from server.service.prompting import Prompter
+from server.service.residency import ResidencyService
 from server.service.tenants import KeyRing
 from server.service.tokenizer import Tokenizer
 from server.service.tokenizing import TokenizingService
+from server.service.uploads import UploadService
 from server.settings import Plan, Settings
 from server.store.opening import open_store
 
-_DESCRIBED = (GenerateRequest, CompletionRequest, ChatRequest, TokenizeRequest, DetokenizeRequest, TgiRequest, TgiEvent)
+_DESCRIBED = (
+    GenerateRequest, CompletionRequest, ChatRequest, TokenizeRequest, DetokenizeRequest, TgiRequest, TgiEvent,
+    Description, AliasTarget, ResidencyChange,
+)  # fmt: skip
 """Models that FastAPI does not see: the bodies that routes read themselves, and what events hold."""
+
+
+SWEEP_GRACE = 600.0
+"""Seconds for which the sweep at the start leaves a name alone that has just changed."""
 
 
 def create_app(settings: Settings, plan: Plan, engine: EngineClient | None = None) -> FastAPI:
     """Return the whole server as an ASGI app; its lifespan starts the engine and ends it.
 
     `engine` is a fake in tests. What the routes need stands in `app.state`: keys, gate, engine, base, created (Unix
-    time), tokenizer, metrics, generation, tokenizing, adapters, max_upload, idle_timeout; `refusal` is why the
-    engine would not start.
+    time), tokenizer, metrics, generation, tokenizing, adapters, residency, uploads, max_upload, idle_timeout; `refusal`
+    is why the engine would not start.
     """
     base = plan.engine.base
     engine = engine or ProcessEngine(plan.engine)
@@ -53,27 +65,31 @@ def create_app(settings: Settings, plan: Plan, engine: EngineClient | None = Non
     store = open_store(settings.store, cache=settings.store_cache, cache_bytes=settings.store_cache_size)
     metrics = Metrics(base.name)
     gate = Gate(plan.max_open)
-    adapter_service = AdapterService(
-        store=store,
-        engine=engine,
-        base=base,
-        limits=AdapterLimits(plan.engine.max_virtual_tokens),
-        metrics=metrics,
-    )
+    limits = AdapterLimits(plan.engine.max_virtual_tokens)
+    prompter = Prompter(tokenizer, base)
+    adapter_service = AdapterService(store=store, engine=engine, base=base, limits=limits)
+    residency_service = ResidencyService(engine=engine, adapters=adapter_service, prompter=prompter, base=base)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        await asyncio.to_thread(store.sweep)
+        await asyncio.to_thread(store.sweep_staging)
+        # Names are put right beside the traffic: twenty thousand of them would hold up the start.
+        sweeping = None if store.backend.remote else asyncio.create_task(asyncio.to_thread(store.sweep, SWEEP_GRACE))
         try:
             await engine.start()
         except RuntimeError as error:
             app.state.refusal = str(error)
             raise
         engine.on_report(metrics.observe_step)
+        engine.on_report(residency_service.observe_step)
         engine.on_death(metrics.observe_engine_death)
+        engine.on_death(residency_service.observe_death)
         try:
             yield
         finally:
+            if sweeping is not None:
+                await sweeping
+            await residency_service.close()
             await adapter_service.close()
             await engine.close()
 
@@ -95,9 +111,10 @@ def create_app(settings: Settings, plan: Plan, engine: EngineClient | None = Non
     app.state.tokenizer = tokenizer
     app.state.metrics = metrics
     app.state.adapters = adapter_service
+    app.state.residency = residency_service
+    app.state.uploads = UploadService(store=store, engine=engine, base=base, limits=limits, metrics=metrics)
     app.state.max_upload = plan.max_upload
     app.state.idle_timeout = settings.idle_timeout
-    prompter = Prompter(tokenizer, base)
     app.state.tokenizing = TokenizingService(
         tokenizer=tokenizer, prompter=prompter, adapters=adapter_service, base=base, gate=gate
     )
@@ -119,7 +136,8 @@ def create_app(settings: Settings, plan: Plan, engine: EngineClient | None = Non
 
 def _add_routes(app: FastAPI) -> None:
     """Everything is behind a key, except probes and metrics."""
-    for part in (generate, adapters, openai_routes, openai_models, tokenize, health, tgi_routes, tgi_info):
+    adapters = (publishing, reading, changing, residency)
+    for part in (generate, *adapters, openai_routes, openai_models, tokenize, health, tgi_routes, tgi_info):
         app.include_router(part.router)
     app.include_router(tgi_info.open_router)
     errors.install(app)

@@ -85,9 +85,13 @@ class NotFound(WaybillError):
 
 
 class AdapterNotFound(NotFound):
-    """No such adapter or version that you may see; also where it is another tenant's."""
+    """No such adapter, version or alias, or none that this tenant can see. `known` tells that there is such a name."""
 
     code = "adapter_not_found"
+
+    def __init__(self, message: str, *, param: str | None = None, known: bool = False) -> None:
+        super().__init__(message, param=param)
+        self.known = known
 
 
 class ModelNotFound(NotFound):

@@ -6,8 +6,8 @@ import asyncio
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field
 
-from server.core import AdapterSource, FinishReason, PromptScores, SamplingParams, Scoring, TokenEvent
-from server.engine.messages import Hello, Started, StepReport, StepStats
+from server.core import AdapterSource, FinishReason, PrefixKey, PromptScores, SamplingParams, Scoring, TokenEvent
+from server.engine.messages import Hello, Moved, Started, StepReport, StepStats
 from server.errors import AdapterRejected, EngineFault, EngineRestarting, WaybillError
 
 HELLO = Hello(
@@ -123,6 +123,9 @@ class FakeEngine:
         self.submitted: list[FakeStream] = []
         self.checked: list[AdapterSource] = []
         self.forgotten: list[str] = []
+        self.pinned: set[str] = set()
+        self._resident: set[PrefixKey] = set()
+        self._moved: list[Moved] = []
         self.rejects: str = ""
         self.fail_after: int | None = None
         self.waits: frozenset[int] = frozenset()
@@ -183,6 +186,16 @@ class FakeEngine:
 
     def forget(self, digest: str) -> None:
         self.forgotten.append(digest)
+        for key in [key for key in self._resident if key.adapter == digest]:
+            self._resident.discard(key)
+            self._moved.append(Moved(key, False))
+        self._work.set()
+
+    def pin(self, digest: str, pinned: bool) -> None:
+        if pinned:
+            self.pinned.add(digest)
+        else:
+            self.pinned.discard(digest)
 
     def on_report(self, listener: Callable[[StepReport], None]) -> None:
         self._listeners.append(listener)
@@ -206,6 +219,8 @@ class FakeEngine:
 
     def _lose(self) -> None:
         self._up.clear()
+        self._resident.clear()
+        self.pinned.clear()
         for stream in self.running:
             stream.ended = True
             stream.put(EngineRestarting("the engine process died; it is being restarted"))
@@ -217,7 +232,7 @@ class FakeEngine:
     async def _loop(self) -> None:
         while True:
             await self._going.wait()
-            if not self.running:
+            if not self.running and not self._moved:
                 self._work.clear()
                 await self._work.wait()
                 continue
@@ -227,7 +242,12 @@ class FakeEngine:
     def _step(self) -> None:
         batch = [stream for stream in self.running if stream.number not in self.waits]
         events = tuple(event for stream in batch if (event := self._advance(stream)) is not None)
-        report = StepReport(events=events, stats=self._stats(batch))
+        for stream in batch:
+            if stream.adapter is not None and stream.adapter.key not in self._resident:
+                self._resident.add(stream.adapter.key)
+                self._moved.append(Moved(stream.adapter.key, True))
+        moved, self._moved = tuple(self._moved), []
+        report = StepReport(events=events, moved=moved, stats=self._stats(batch))
         for listener in self._listeners:
             listener(report)
 

@@ -22,9 +22,13 @@ def authorise(request: Request) -> Tenant:
 
 
 async def refuse_query(request: Request) -> None:
-    """Raise InvalidRequest for parameters in the URL: no route has any, and what is not heard is not taken."""
+    """Raise InvalidRequest for parameters in the URL that the route does not have: what is not heard is not taken."""
+    route: APIRoute = request.scope["route"]
+    known = {parameter.alias for parameter in route.dependant.query_params}
     for name in request.query_params:
-        raise InvalidRequest(f"{name[:64]}: unknown parameter; this route has none in its URL", param=name[:64])
+        if name not in known:
+            has = f"has {', '.join(sorted(known))}" if known else "has none"
+            raise InvalidRequest(f"{name[:64]}: unknown parameter; this route {has} in its URL", param=name[:64])
 
 
 CurrentTenant = Annotated[Tenant, Depends(authorise)]
@@ -32,6 +36,6 @@ CurrentTenant = Annotated[Tenant, Depends(authorise)]
 
 
 def protected_router(prefix: str = "", route_class: type[APIRoute] = APIRoute) -> APIRouter:
-    """Return a router for routes under `prefix`; none of them is reached without a key, or with a query."""
+    """Return a router for routes under `prefix`; none is reached without a key, or with a query that it lacks."""
     dependencies = [Depends(authorise), Depends(refuse_query)]
     return APIRouter(prefix=prefix, dependencies=dependencies, route_class=route_class)

@@ -134,7 +134,9 @@ def _from_http(request: Request, error: HTTPException) -> WaybillError:
 def _methods(request: Request) -> list[str]:
     """Return the methods that the path has: each may be a route of its own."""
     routes = request.app.router.routes
-    asked = [(method, {**request.scope, "method": method}) for method in ("DELETE", "GET", "HEAD", "POST")]
+    asked = [
+        (method, {**request.scope, "method": method}) for method in ("DELETE", "GET", "HEAD", "PATCH", "POST", "PUT")
+    ]
     return [method for method, scope in asked if any(route.matches(scope)[0] is Match.FULL for route in routes)]
 
 

@@ -14,6 +14,7 @@ from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
 
 from server.api.body import chunks
+from server.api.content_digest import HEADER, ContentDigest
 from server.errors import InvalidRequest, TooLarge, UnsupportedMediaType
 
 MAX_PARTS = 24
@@ -47,6 +48,7 @@ async def read_form(
     boundary = options.get(b"boundary")
     if media_type != b"multipart/form-data" or not boundary:
         raise UnsupportedMediaType("send the adapter as Content-Type: multipart/form-data")
+    digest = ContentDigest(request.headers.get(HEADER))
     reader = _Reader(folder, frozenset(texts), files, accept)
     try:
         parser = MultipartParser(boundary, reader.callbacks())  # type: ignore[arg-type]
@@ -55,11 +57,13 @@ async def read_form(
             received += len(chunk)
             if received > limit:
                 raise TooLarge(f"the upload is larger than {limit} bytes")
+            digest.update(chunk)
             parser.write(chunk)
             if reader.pending:
                 await asyncio.to_thread(reader.write_pending)
         parser.finalize()
         reader.finish()
+        digest.require()
     except FormParserError:
         raise InvalidRequest("the multipart body is malformed") from None
     finally:

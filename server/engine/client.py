@@ -24,6 +24,7 @@ from server.engine.messages import (
     Configure,
     Forget,
     Hello,
+    Pin,
     Refused,
     Started,
     StepReport,
@@ -110,6 +111,10 @@ class EngineClient(Protocol):
 
     def forget(self, digest: str) -> None:
         """Drop what the engine holds of this adapter digest, once no sequence uses it."""
+        ...
+
+    def pin(self, digest: str, pinned: bool) -> None:
+        """Let what the engine holds of this adapter digest be evicted last of all, or no longer; until it restarts."""
         ...
 
     def on_report(self, listener: Callable[[StepReport], None]) -> None:
@@ -279,6 +284,9 @@ class ProcessEngine:
 
     def forget(self, digest: str) -> None:
         self._send(Forget(digest))
+
+    def pin(self, digest: str, pinned: bool) -> None:
+        self._send(Pin(digest, pinned))
 
     def on_report(self, listener: Callable[[StepReport], None]) -> None:
         self._listeners.append(listener)

@@ -19,6 +19,8 @@ from server.engine.messages import (
     Failure,
     Forget,
     FromEngine,
+    Moved,
+    Pin,
     Started,
     StepReport,
     StepStats,
@@ -151,6 +153,8 @@ class Engine:
                 self._check(message)
             case Forget(adapter):
                 self._scheduler.forget(adapter)
+            case Pin(adapter, pinned):
+                self._scheduler.pin(adapter, pinned)
             case Loaded():
                 self._loaded(message)
             case Prepared():
@@ -181,7 +185,9 @@ class Engine:
             events = (*before, *self._commit(plan, self._compute(plan, carried)))
         self._stalled = not (landed or plan.computes or plan.load or plan.evict)
         scores, self._scores = self._scores, ()
-        self._outbox.append(StepReport(events, self._take_failures(), started, scores, self._stats(plan, began)))
+        moved = tuple(Moved(key, resident) for key, resident in self._scheduler.take_moved().items())
+        stats = self._stats(plan, began)
+        self._outbox.append(StepReport(events, self._take_failures(), started, scores, moved, stats))
         outbox, self._outbox = self._outbox, []
         return outbox
 

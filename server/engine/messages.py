@@ -1,9 +1,9 @@
 """What crosses between the API process and the engine process: length-prefixed JSON of plain dataclasses.
 
-To the engine: `Configure` first, then `Submit`, `Abort`, `Check`, `Forget`. From it: `Hello` or `Refused` once, then a
-`StepReport` per step (one batched message) and a `CheckResult` per check. A frame is a 4-byte big-endian length and
-that many bytes of UTF-8 JSON. A step's events, the bulk of all traffic, are bare lists: `[sequence, token]`, and the
-other fields of `TokenEvent` behind them where one is set.
+To the engine: `Configure` first, then `Submit`, `Abort`, `Check`, `Forget`, `Pin`. From it: `Hello` or `Refused` once,
+then a `StepReport` per step (one batched message) and a `CheckResult` per check. A frame is a 4-byte big-endian length
+and that many bytes of UTF-8 JSON. A step's events, the bulk of all traffic, are bare lists: `[sequence, token]`, and
+the other fields of `TokenEvent` behind them where one is set.
 """
 
 from __future__ import annotations
@@ -78,6 +78,14 @@ class Forget:
 
 
 @dataclass(frozen=True, slots=True)
+class Pin:
+    """Evict the prefixes of this adapter digest last of all; or, with `pinned` False, as any other."""
+
+    adapter: str
+    pinned: bool = True
+
+
+@dataclass(frozen=True, slots=True)
 class Hello:
     """The engine is up. Sizes as measured, not as asked for."""
 
@@ -141,6 +149,14 @@ class StepStats:
 
 
 @dataclass(frozen=True, slots=True)
+class Moved:
+    """A prefix that came into KV memory, or left it."""
+
+    key: PrefixKey
+    resident: bool
+
+
+@dataclass(frozen=True, slots=True)
 class StepReport:
     """Everything one step has to tell."""
 
@@ -148,6 +164,7 @@ class StepReport:
     failures: tuple[Failure, ...] = ()
     started: tuple[Started, ...] = ()
     scores: tuple[PromptScores, ...] = ()  # told before the sequence's first event
+    moved: tuple[Moved, ...] = ()
     stats: StepStats | None = None
 
 
@@ -160,15 +177,15 @@ class CheckResult:
     message: str = ""
 
 
-ToEngine = Configure | Submit | Abort | Check | Forget
+ToEngine = Configure | Submit | Abort | Check | Forget | Pin
 FromEngine = Hello | Refused | StepReport | CheckResult
 Message = ToEngine | FromEngine
 
 _NESTED: dict[str, type] = {
     cls.__name__: cls
     for cls in (
-        Configure, Submit, Abort, Check, Forget, Hello, Refused, StepReport, CheckResult, Failure, Started, StepStats,
-        SamplingParams, AdapterSource, PrefixKey, EngineConfig, BaseModel, Scoring, PromptScores,
+        Configure, Submit, Abort, Check, Forget, Pin, Hello, Refused, StepReport, CheckResult, Failure, Started, Moved,
+        StepStats, SamplingParams, AdapterSource, PrefixKey, EngineConfig, BaseModel, Scoring, PromptScores,
     )
 }  # fmt: skip
 _ENUMS: dict[tuple[str, str], type[StrEnum]] = {

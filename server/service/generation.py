@@ -7,7 +7,7 @@ import secrets
 import threading
 import time
 
-from server.core import AdapterSource, BaseModel, FinishReason, PrefixKey, SamplingParams, Scoring
+from server.core import AdapterSource, BaseModel, FinishReason, SamplingParams, Scoring
 from server.engine.client import EngineClient, SequenceStream
 from server.engine.messages import Hello
 from server.errors import ContextTooLong, DeadlineReached, InvalidRequest, WaybillError
@@ -31,6 +31,7 @@ from server.service.prompt_tokens import PromptTokens
 from server.service.prompting import Prompter, RenderedPrompt
 from server.service.run import Run
 from server.service.seeds import choice_seed
+from server.service.sources import source_of
 from server.service.structure import StructureReader, check_beside
 from server.service.tenants import Tenant
 from server.service.tokenizer import Tokenizer
@@ -166,7 +167,7 @@ class GenerationService:
         seed = secrets.randbits(63) if command.seed is None else command.seed
         hello = self._engine.hello
         prompts = [prompt.shared if isinstance(prompt, Joined) else prompt for prompt in asked]
-        sources = [None if version is None else self._source(version, prompt) for prompt in prompts]
+        sources = [None if version is None else source_of(self._base, version, prompt) for prompt in prompts]
         limits = [_max_tokens(command, prompt, source, hello) for prompt, source in zip(asked, sources, strict=True)]
         salt = tenant.name if command.cache_salt is None else f"{tenant.name}/{command.cache_salt}"
         choices: list[Choice] = []
@@ -244,20 +245,6 @@ class GenerationService:
     def _abreast(self, command: GenerateCommand) -> int:
         """Return how many sequences for the labels of one prompt may be open at once."""
         return max(1, min(MAX_SEQUENCES, self._gate.limit) // command.num_prompts)
-
-    def _source(self, version: Version, prompt: RenderedPrompt) -> AdapterSource:
-        spec = version.spec
-        length = spec.num_virtual_tokens if spec.kind.holds_kv else len(prompt.prefix_ids)
-        return AdapterSource(
-            key=PrefixKey(self._base.digest, version.digest, prompt.task_index, length),
-            kind=spec.kind,
-            path=str(version.tensors),
-            sha256=spec.tensors_sha256,
-            num_virtual_tokens=spec.num_virtual_tokens,
-            prefix_ids=prompt.prefix_ids,
-            needs_table=prompt.needs_table,
-            scale_by_sqrt_hidden=spec.scale_by_sqrt_hidden,
-        )
 
     def _observe(self, run: Run) -> None:
         usage, timings = run.usage, run.timings

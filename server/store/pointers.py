@@ -8,17 +8,12 @@ name pointed to earlier stays known.
 from __future__ import annotations
 
 import json
-import re
 import secrets
 import time
 from dataclasses import dataclass, replace
 
-from server.errors import InvalidRequest
-from server.formats.strict_json import shown
+from server.formats.names import LATEST
 from server.store.backend import Backend, Home
-
-LATEST = "latest"
-"""The alias that the bare name means; every publish moves it."""
 
 KEPT = 10_000
 """Entries of a log that are kept at least."""
@@ -27,9 +22,6 @@ TRIM_EVERY = 1000
 """Entries after which older ones are removed."""
 
 MAX_ALIASES = 64
-
-_ALIAS = re.compile(r"[a-z][a-z0-9-]{0,31}")
-_NUMBER = re.compile(r"v[0-9]+")
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,16 +77,6 @@ class Pointers:
     def without_all(self, last_version: int) -> Pointers:
         """Return the state after the name was deleted with all numbers up to `last_version`."""
         return Pointers(revision=self.revision, last_version=last_version, deleted_through=last_version)
-
-
-def check_alias(alias: str, *, param: str = "alias") -> str:
-    """Return an alias unchanged. Raises InvalidRequest when it is none."""
-    if _ALIAS.fullmatch(alias) is None or _NUMBER.fullmatch(alias):
-        raise InvalidRequest(
-            f"{shown(alias)} is no alias: 1 to 32 of a-z, 0-9 and '-', the first a letter, and not v with digits",
-            param=param,
-        )
-    return alias
 
 
 def read_pointers(backend: Backend, home: Home, newest: int | None = None) -> Pointers:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass, replace
@@ -17,14 +17,14 @@ from pathlib import Path
 from typing import TypeVar
 
 from server.errors import AdapterNotFound, InvalidRequest, RevisionConflict, Unavailable, WaybillError
-from server.formats.names import check_tenant
+from server.formats.names import LATEST, check_alias, check_tenant
 from server.formats.spec import AdapterSpec
 from server.store.backend import Backend, Home
 from server.store.cache import Recent
 from server.store.digest import MANIFEST, digest_of, stored_files
 from server.store.durable import disk
 from server.store.manifest import decode_manifest, encode_manifest
-from server.store.pointers import LATEST, MAX_ALIASES, Pointers, append_pointers, check_alias, earlier, read_pointers
+from server.store.pointers import MAX_ALIASES, Pointers, append_pointers, earlier, read_pointers
 from server.store.staging import WRITE, Staging
 from server.store.version import Version
 
@@ -86,14 +86,14 @@ class AdapterStore:
         pointers = self._read_pointers(home)
         version = self._select(home, pointers, number, digest, alias)
         if version is None:
-            raise AdapterNotFound(_not_found(name, pointers, number, digest, alias), param="adapter")
+            raise _not_found(name, pointers, number, digest, alias)
         return version
 
     def describe(self, tenant: str, name: str) -> Adapter:
         """Return a name with all that it points to now. Raises AdapterNotFound."""
         found = self._describe(Home(tenant, name))
         if found is None:
-            raise AdapterNotFound(_not_found(name, Pointers()), param="adapter")
+            raise _not_found(name, Pointers())
         return found
 
     def versions(self, tenant: str, name: str) -> list[Version]:
@@ -105,7 +105,7 @@ class AdapterStore:
         pointers = self._read_pointers(home)
         found = list(self._readable(home, pointers.live()))
         if not found:
-            raise AdapterNotFound(_not_found(name, pointers), param="adapter")
+            raise _not_found(name, pointers)
         return found
 
     def page(self, tenant: str, after: str = "", limit: int = 100) -> tuple[list[Adapter], str | None]:
@@ -204,7 +204,7 @@ class AdapterStore:
 
         def back(state: Pointers) -> Pointers:
             if state.alias(alias) is None:
-                raise AdapterNotFound(f"adapter {name!r} has no alias {alias!r}", param="alias")
+                raise AdapterNotFound(f"adapter {name!r} has no alias {alias!r}", param="alias", known=True)
             number = earlier(self.backend, home, alias, state)
             if number is None:
                 raise InvalidRequest(f"alias {alias!r} of adapter {name!r} never meant another version that is left")
@@ -219,7 +219,7 @@ class AdapterStore:
 
         def without(state: Pointers) -> Pointers:
             if state.alias(alias) is None:
-                raise AdapterNotFound(f"adapter {name!r} has no alias {alias!r}", param="alias")
+                raise AdapterNotFound(f"adapter {name!r} has no alias {alias!r}", param="alias", known=True)
             return state.without_alias(alias)
 
         return self._move(Home(tenant, name), alias, revision, without)
@@ -268,13 +268,16 @@ class AdapterStore:
 
         self._change(Home(tenant, name), without)
 
-    def purge(self, tenant: str, name: str) -> None:
-        """Remove the files of a name's deleted versions. Call it once nothing reads them any more."""
+    def purge(self, tenant: str, name: str, numbers: Collection[int] | None = None) -> None:
+        """Remove the files of a name's deleted versions, or of those among `numbers`.
+
+        Call it once nothing reads them any more.
+        """
         home = Home(tenant, name)
         with disk(WRITE):
             if self.backend.numbers(home):
                 with self.backend.exclusive(home):
-                    self._remove_dead(home)
+                    self._remove_dead(home, numbers)
 
     def sweep_staging(self) -> None:
         """Remove staged folders that nobody holds; call it at start."""
@@ -414,7 +417,7 @@ class AdapterStore:
             while True:
                 state = self._read_pointers(home)
                 if state.latest is None:
-                    raise AdapterNotFound(_not_found(home.name, state), param="adapter")
+                    raise _not_found(home.name, state)
                 if revision is not None and state.revision != revision:
                     raise RevisionConflict(
                         f"adapter {home.name!r} is at revision {state.revision}, not {revision}: read it again",
@@ -427,11 +430,12 @@ class AdapterStore:
                 if added is not None:
                     return added
 
-    def _remove_dead(self, home: Home) -> None:
+    def _remove_dead(self, home: Home, numbers: Collection[int] | None = None) -> None:
         """Remove deleted versions and what is left of incomplete ones. The caller keeps other writers waiting."""
         pointers = self._read_pointers(home)
         for number in self.backend.numbers(home):
-            if number <= pointers.last_version and not pointers.is_live(number):
+            asked = numbers is None or number in numbers
+            if asked and number <= pointers.last_version and not pointers.is_live(number):
                 self._versions.forget((home, number))
                 self.backend.remove(home, number)
         self.backend.remove_incomplete(home)
@@ -450,7 +454,7 @@ class AdapterStore:
 
 def _pointing(state: Pointers, name: str, alias: str, number: int) -> Pointers:
     if not state.is_live(number):
-        raise AdapterNotFound(f"adapter {name!r} has no version v{number}", param="version")
+        raise AdapterNotFound(f"adapter {name!r} has no version v{number}", param="version", known=True)
     if state.alias(alias) is None and len(state.aliases) >= MAX_ALIASES:
         raise InvalidRequest(f"adapter {name!r} has {MAX_ALIASES} aliases already", param="alias")
     return state.pointing(alias, number)
@@ -469,8 +473,10 @@ def _unless_damaged(home: Home, load: Callable[[], Found]) -> Found | None:
 
 def _not_found(
     name: str, pointers: Pointers, number: int | None = None, digest: str | None = None, alias: str = LATEST
-) -> str:
+) -> AdapterNotFound:
     if pointers.latest is None:
-        return f"there is no adapter {name!r}"
+        return AdapterNotFound(f"there is no adapter {name!r}", param="adapter")
     wanted = f"version v{number}" if number else f"version of digest {digest}" if digest else f"alias {alias!r}"
-    return f"adapter {name!r} has no {wanted}; the latest is v{pointers.latest}"
+    return AdapterNotFound(
+        f"adapter {name!r} has no {wanted}; the latest is v{pointers.latest}", param="adapter", known=True
+    )

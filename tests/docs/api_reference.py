@@ -16,7 +16,9 @@ from typing import Any
 from fastapi import FastAPI
 from pydantic import BaseModel
 
-from server.api.adapters import AdapterCard
+from server.api.adapters.cards import AdapterCard, AliasMove, ResidencyCard, VersionCard
+from server.api.adapters.changing import AliasTarget, Description
+from server.api.adapters.residency import ResidencyChange
 from server.api.fields import GenerationFields
 from server.api.generate import GenerateReply, GenerateRequest
 from server.api.openai.chat import ChatRequest
@@ -54,6 +56,7 @@ MODELS: dict[str, type[BaseModel]] = {
         GenerationFields, GenerateRequest, GenerateReply, OpenAIFields, CompletionRequest, CompletionReply, ChatRequest,
         ChatReply, ModelCard, TokenizeRequest, TokenizeReply, LocatedToken, DetokenizeRequest, DetokenizeReply,
         TokenizerInfo, TgiRequest, TgiParameters, TgiReply, TgiEvent, TgiInfo, AdapterCard,
+        VersionCard, AliasMove, AliasTarget, Description, ResidencyCard, ResidencyChange,
     )
 }  # fmt: skip
 

@@ -47,9 +47,7 @@ async def test_reading_ends_with_the_one_who_waited(tmp_path: Path, seconds: flo
     folder = make_model(tmp_path / "model")
     base, tokenizer = read_base_model(folder), Tokenizer(folder)
     engine, gate, metrics, prompter = FakeEngine(), Gate(64), Metrics("m"), SlowPrompter(tokenizer, base)
-    adapters = AdapterService(
-        store=local_store(tmp_path / "store"), engine=engine, base=base, limits=AdapterLimits(64), metrics=metrics
-    )
+    adapters = AdapterService(store=local_store(tmp_path / "store"), engine=engine, base=base, limits=AdapterLimits(64))
     service = GenerationService(
         engine=engine, adapters=adapters, prompter=prompter, tokenizer=tokenizer, base=base, gate=gate, metrics=metrics
     )

@@ -125,8 +125,8 @@ def test_publishers_at_once_get_versions_of_their_own(store: AdapterStore, anoth
     servers, numbers = [store, another()], []
 
     def work(worker: int) -> None:
-        for turn in range(3):
-            numbers.append(publish(servers[worker % 2], "spam", fill=bytes([worker * 16 + turn]))[0].number)
+        mine = (publish(servers[worker % 2], "spam", fill=bytes([worker * 16 + turn]))[0] for turn in range(3))
+        numbers.extend(version.number for version in mine)
 
     workers = [threading.Thread(target=work, args=(worker,)) for worker in range(4)]
     for worker in workers:
@@ -316,7 +316,7 @@ def test_an_unreachable_bucket_is_unavailable_soon(
         monkeypatch.setenv(name, value)
     monkeypatch.setattr("server.store.bucket._RETRY", {"max_retries": 0})
     store = open_store("s3://nowhere", cache=tmp_path, cache_bytes=5000)
-    with pytest.raises(Unavailable, match="^the adapter store cannot be reached$"):
+    with pytest.raises(Unavailable, match=r"^the adapter store cannot be reached$"):
         store.resolve(TENANT, "spam")
     assert "s3://nowhere" in caplog.text
 

@@ -19,6 +19,9 @@ from server.store.version import Version
 
 router = protected_router("/v1")
 
+MAX_LISTED = 1000
+"""Adapters in the list of models, which has no pages; `/v1/adapters` has."""
+
 Model = Annotated[str, Path(max_length=400, description="The base model, an adapter, or `base:adapter`.")]
 
 
@@ -51,11 +54,11 @@ class ModelList(BaseModel):
 
 @router.get("/models", responses=error_replies(ANY_ROUTE))
 async def models(request: Request, tenant: CurrentTenant) -> ModelList:
-    """List the base model, and the adapters that you can use, each at its latest version."""
+    """List the base model, and the first thousand adapters that you can use, each at its latest version."""
     service: AdapterService = request.app.state.adapters
     cards = [_base_card(request)]
     taken: set[str] = {cards[0].id}
-    for version in await service.list(tenant):
+    for version in await service.first(tenant, MAX_LISTED):
         name = _shortest(version, tenant, taken)
         taken.add(name)
         cards.append(_adapter_card(request, version, name))

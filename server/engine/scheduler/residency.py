@@ -52,8 +52,9 @@ class Residency:
     """Every prefix's state, references and blocks.
 
     Only running sequences hold a reference. What is referenced stays; what is idle is evicted, least recently used
-    first, when its room is needed. Room is taken by age alone: on behalf of a sequence, nothing goes that an older
-    waiting sequence has a claim on. What is loaded or half compiled when its last waiting sequence leaves is dropped.
+    first and those of pinned adapters last, when its room is needed. Room is taken by age alone: on behalf of a
+    sequence, nothing goes that an older waiting sequence has a claim on. What is loaded or half compiled when its last
+    waiting sequence leaves is dropped.
     """
 
     def __init__(
@@ -80,6 +81,8 @@ class Residency:
         self._loaded: dict[PrefixKey, Entry] = {}
         self._num_loading = 0
         self._evicted: list[PrefixKey] = []
+        self._pinned: set[str] = set()
+        self._moved: dict[PrefixKey, bool] = {}  # whether it is READY, for those that came or went
         self._wanted = Turns(waiting, self._is_absent)
 
     # What the scheduler asks
@@ -171,6 +174,13 @@ class Residency:
             entry.doomed = True
             self.settle(entry.key)
 
+    def pin(self, adapter: str, pinned: bool) -> None:
+        """Let every prefix of this adapter digest be evicted only where nothing else makes room; or no longer."""
+        if pinned:
+            self._pinned.add(adapter)
+        else:
+            self._pinned.discard(adapter)
+
     # What a plan does
 
     def begin_plan(self) -> None:
@@ -251,6 +261,11 @@ class Residency:
         evicted, self._evicted = tuple(self._evicted), []
         return evicted
 
+    def take_moved(self) -> dict[PrefixKey, bool]:
+        """Return which prefixes came or went since this was last asked, and whether they are READY now."""
+        moved, self._moved = self._moved, {}
+        return moved
+
     def held_blocks(self) -> Iterator[int]:
         """Yield every block of every prefix. Raises RuntimeError where the book contradicts itself."""
         if self.charge_used != sum(
@@ -280,7 +295,7 @@ class Residency:
         short = blocks - self._blocks.free
         over = self.charge_used + charge - self._prefix_blocks if charge else 0
         victims = []
-        for key, entry in self._idle.items():
+        for key, entry in self._by_age():
             if short <= 0 and over <= 0:
                 break
             helps = over > 0 or entry.num_blocks > 0
@@ -290,10 +305,22 @@ class Residency:
                 over -= entry.charge
         return victims if short <= 0 and over <= 0 else None
 
+    def _by_age(self) -> Iterator[tuple[PrefixKey, Entry]]:
+        """Yield idle prefixes, the one used longest ago first.
+
+        What is pinned goes last, but it goes: or it could keep a sequence waiting for ever.
+        """
+        if not self._pinned:
+            yield from self._idle.items()
+            return
+        for late in (False, True):
+            yield from (item for item in self._idle.items() if (item[0].adapter in self._pinned) is late)
+
     def _ready(self, entry: Entry) -> None:
         entry.state = State.READY
         entry.prefix = Prefix(entry.key, entry.source.prefix_len, entry.blocks)
         self.resident += 1
+        self._moved[entry.key] = True
         self._idle[entry.key] = entry
         self._fresh.add(entry.key)
 
@@ -308,7 +335,9 @@ class Residency:
     def _drop(self, entry: Entry) -> None:
         """Forget what is held for it; it is ABSENT again, and out of the book unless sequences wait for it."""
         if entry.state in (State.COMPILING, State.READY):
-            self.resident -= entry.state is State.READY
+            if entry.state is State.READY:
+                self.resident -= 1
+                self._moved[entry.key] = False
             self._free(entry)
         self._loaded.pop(entry.key, None)
         self._idle.pop(entry.key, None)

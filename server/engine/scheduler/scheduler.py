@@ -179,6 +179,14 @@ class Scheduler:
         """Evict every prefix of this adapter digest once no sequence uses it or waits for it."""
         self._residency.forget(adapter)
 
+    def pin(self, adapter: str, pinned: bool) -> None:
+        """Let the prefixes of this adapter digest be evicted last of all, or no longer."""
+        self._residency.pin(adapter, pinned)
+
+    def take_moved(self) -> dict[PrefixKey, bool]:
+        """Return which prefixes came or went since this was last asked, and whether sequences can use them now."""
+        return self._residency.take_moved()
+
     def schedule(self) -> StepPlan:
         """Decide the next step. Raises RuntimeError when two plans are in flight already."""
         if len(self._in_flight) > 1:

@@ -1,0 +1,1 @@
+"""`/v1/adapters`: publish, list, look at, move, download, keep in memory and delete adapters."""
