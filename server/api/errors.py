@@ -175,7 +175,7 @@ def _line(finding: Any) -> str:
 
 
 def _path(location: tuple[int | str, ...]) -> str:
-    if location[:1] == ("path",):  # FastAPI says where a route's own parameter came from
+    if location[:1] in (("path",), ("query",), ("header",)):  # FastAPI says where a route's own parameter came from
         location = location[1:]
     named = [str(part) for part in location[:1]]
     named += [str(part) for part in location[1:] if not str(part).startswith("<")]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from server.errors import InvalidRequest
-from server.formats.names import AdapterRef, check_name, check_tenant, is_name, parse_reference
+from server.formats.names import AdapterRef, check_alias, check_name, check_tenant, is_name, parse_reference
 
 DIGEST = "sha256:" + "0a" * 32
 
@@ -22,6 +22,8 @@ DIGEST = "sha256:" + "0a" * 32
         ("acme/spam@v12", AdapterRef("spam", tenant="acme", number=12)),
         (f"spam@{DIGEST}", AdapterRef("spam", digest=DIGEST)),
         (f"acme/spam@{DIGEST}", AdapterRef("spam", tenant="acme", digest=DIGEST)),
+        ("spam@prod", AdapterRef("spam", alias="prod")),
+        ("acme/spam@a-1", AdapterRef("spam", tenant="acme", alias="a-1")),
     ],
 )
 def test_a_reference_is_read_and_written_alike(text: str, parsed: AdapterRef) -> None:
@@ -56,11 +58,25 @@ def test_a_bad_name_makes_a_bad_reference(name: str) -> None:
 
 @pytest.mark.parametrize(
     "selector",
-    ["", "prod", "latest", "3", "v0", "v01", "v-1", "v1\n", "v1,v2", "v9999999", DIGEST[:-1]],
+    ["", "Prod", "prod!", "-a", "a_b", "3", "v0", "v01", "v1\n", "v1,v2", "v9999999", "x" * 33, DIGEST[:-1]],
 )
-def test_after_the_at_only_versions_and_digests_stand(selector: str) -> None:
-    with pytest.raises(InvalidRequest, match=r"is no version: after '@' comes a version \(v3\) or a digest"):
+def test_after_the_at_only_versions_aliases_and_digests_stand(selector: str) -> None:
+    with pytest.raises(InvalidRequest, match=r"is no version: after '@' comes a version \(v3\), an alias, or a digest"):
         parse_reference(f"spam@{selector}")
+
+
+def test_latest_is_what_the_bare_name_means() -> None:
+    assert parse_reference("spam@latest") == parse_reference("spam")
+    assert not parse_reference("spam@latest").chooses
+
+
+@pytest.mark.parametrize("alias", ["", "v1", "v", "A", "1a", "a.b", "a" * 33, "a\n", "ä"])
+def test_aliases_are_plain_words_and_no_versions(alias: str) -> None:
+    if alias == "v":
+        assert check_alias(alias) == alias
+        return
+    with pytest.raises(InvalidRequest, match="is no alias: 1 to 32 of a-z"):
+        check_alias(alias)
 
 
 def test_a_long_name_is_not_repeated_whole() -> None:

@@ -34,11 +34,13 @@ async def test_publish_answers_with_the_version(api: Api) -> None:
     assert card["kind"] == "prompt_tuning"
     assert card["num_virtual_tokens"] == 3
     assert response.headers["etag"] == f'"{card["digest"]}"'
-    assert response.headers["location"] == "/v1/adapters/mine@v1"
+    assert response.headers["location"] == "/v1/adapters/mine/versions/1"
     seen = await api.client.get(response.headers["location"])
     assert seen.json() == card
     assert seen.headers["etag"] == response.headers["etag"]
-    assert (await api.client.get("/v1/adapters")).json() == {"object": "list", "data": [card]}
+    listed = (await api.client.get("/v1/adapters")).json()
+    assert (listed["object"], listed["has_more"], len(listed["data"])) == ("list", False, 1)
+    assert card.items() <= listed["data"][0].items()
 
 
 async def test_the_same_bytes_are_the_existing_version(api: Api) -> None:
@@ -47,7 +49,7 @@ async def test_the_same_bytes_are_the_existing_version(api: Api) -> None:
     assert (again.status_code, again.json()) == (200, first.json())
     other = await api.publish("mine", folders.soft_prompt(value=0.25))
     assert (other.status_code, other.json()["version"]) == (201, "v2")
-    assert (await api.client.get("/v1/adapters/mine@v1")).json()["digest"] == first.json()["digest"]
+    assert (await api.client.get("/v1/adapters/mine/versions/v1")).json()["digest"] == first.json()["digest"]
     assert (await api.client.get("/v1/adapters/mine")).json()["version"] == "v2"
 
 

@@ -104,7 +104,7 @@ async def test_ids_outside_the_vocabulary_are_refused(api: Api, body: dict[str, 
     assert api.engine.submitted == []
 
 
-@pytest.mark.parametrize("name", ["../etc", "a,b", "a\nb", "a/b/c", "A", "a@v0", "a@latest", "@v1", "a" * 300])
+@pytest.mark.parametrize("name", ["../etc", "a,b", "a\nb", "a/b/c", "A", "a@v0", "a@Latest", "@v1", "a" * 300])
 async def test_a_malformed_reference_is_refused(api: Api, name: str) -> None:
     refused(await api.generate(prompt="x", adapter=name), 400, "invalid_request", "adapter")
 
@@ -192,7 +192,10 @@ async def test_a_surprise_is_a_plain_500(api: Api) -> None:
 async def test_the_api_describes_itself(api: Api) -> None:
     document = (await api.client.get("/openapi.json")).json()
     assert set(document["paths"]) == {
-        "/v1/generate", "/v1/adapters", "/v1/adapters/{name}", "/v1/models",
+        "/v1/generate", "/v1/models", "/v1/adapters", "/v1/adapters/{name}", "/v1/adapters/{name}/versions",
+        "/v1/adapters/{name}/versions/{version}", "/v1/adapters/{name}/versions/{version}/download",
+        "/v1/adapters/{name}/aliases/{alias}", "/v1/adapters/{name}/aliases/{alias}:rollback",
+        "/v1/adapters/{name}/residency",
         "/health/live", "/health/ready", "/metrics",
         "/", "/generate", "/generate_stream", "/info", "/health", "/ping",
         "/v1/completions", "/v1/chat/completions", "/v1/models/{model}", "/tokenize", "/detokenize", "/tokenizer_info",
@@ -206,9 +209,14 @@ async def test_the_api_describes_itself(api: Api) -> None:
 
 @pytest.mark.parametrize(
     ("path", "methods"),
-    [("/v1/adapters", "GET, POST"), ("/v1/adapters/mine", "DELETE, GET"), ("/generate", "POST"), ("/metrics", "GET")],
+    [
+        ("/v1/adapters", "GET, POST"),
+        ("/v1/adapters/mine", "DELETE, GET, PATCH"),
+        ("/generate", "POST"),
+        ("/metrics", "GET"),
+    ],
 )
 async def test_a_wrong_method_is_told_all_that_the_path_has(api: Api, path: str, methods: str) -> None:
-    response = await api.client.request("PATCH", path)
+    response = await api.client.request("TRACE", path)
     assert response.status_code == 405
     assert response.headers["allow"] == methods

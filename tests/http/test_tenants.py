@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 import shutil
 import stat
 from pathlib import Path
@@ -30,6 +31,23 @@ async def keyed(make_api: MakeApi, tmp_path: Path) -> Api:
     return api
 
 
+OF_ONE: list[tuple[str, str, dict[str, object] | None]] = [
+    ("GET", "", None),
+    ("PATCH", "", {"description": "mine now"}),
+    ("DELETE", "", None),
+    ("GET", "/versions", None),
+    ("GET", "/versions/v1", None),
+    ("DELETE", "/versions/v1", None),
+    ("GET", "/versions/v1/download", None),
+    ("PUT", "/aliases/prod", {"version": 1}),
+    ("DELETE", "/aliases/prod", None),
+    ("POST", "/aliases/latest:rollback", None),
+    ("GET", "/residency", None),
+    ("PUT", "/residency", {"pinned": True}),
+]
+"""Every route below an adapter's name."""
+
+
 def as_tenant(api: Api, tenant: str) -> Api:
     """The same server, asked by a tenant."""
     client = type(api.client)(transport=api.client._transport, base_url=api.client.base_url)
@@ -52,7 +70,7 @@ async def test_every_route_but_probes_and_metrics_needs_a_key(keyed: Api) -> Non
     asked = 0
     for path, methods in document["paths"].items():
         for method in methods:
-            response = await keyed.client.request(method, path.replace("{name}", "x"))
+            response = await keyed.client.request(method, re.sub("{[a-z]+}", "x", path))
             if path in open_to_all:
                 assert response.status_code == 200, path
                 continue
@@ -61,7 +79,7 @@ async def test_every_route_but_probes_and_metrics_needs_a_key(keyed: Api) -> Non
             if path.startswith("/v1/"):
                 refused(response, 401, "invalid_api_key", None)
             asked += 1
-    assert asked == 16
+    assert asked == 26
 
 
 @pytest.mark.parametrize(
@@ -97,8 +115,14 @@ async def test_another_tenants_adapter_is_as_unknown_as_none(keyed: Api) -> None
         absent = reference.replace("mine", "none")
         nobodys = refused(await globex.generate(adapter=absent, prompt="x"), 404, "adapter_not_found", "adapter")
         assert theirs.replace("mine", "none") == nobodys
-        refused(await globex.client.get(f"/v1/adapters/{reference}"), 404, "adapter_not_found", "adapter")
-        refused(await globex.client.delete(f"/v1/adapters/{reference}"), 404, "adapter_not_found", "adapter")
+    for method, path, body in OF_ONE:
+        for query in ("", "?tenant=acme"):
+            answer = await globex.client.request(method, f"/v1/adapters/mine{path}{query}", json=body)
+            if query and method != "GET":
+                refused(answer, 400, "invalid_request", "tenant")  # only one's own can be changed
+            else:
+                refused(answer, 404, "adapter_not_found", "adapter")
+    refused(await globex.client.get("/v1/adapters?tenant=acme"), 404, "adapter_not_found", "tenant")
     assert (await globex.client.get("/v1/adapters")).json()["data"] == []
     assert (await acme.client.get("/v1/adapters/mine")).status_code == 200
     assert globex.engine.submitted[-1].adapter is not None
@@ -120,7 +144,12 @@ async def test_public_adapters_are_for_all_and_own_ones_come_first(keyed: Api, m
         reply = (await tenant.generate(adapter="shared", prompt="x", max_tokens=1)).json()
         assert reply["adapter"]["name"] == "shared"
         refused(await tenant.client.delete("/v1/adapters/shared"), 404, "adapter_not_found", "adapter")
-        refused(await tenant.client.delete("/v1/adapters/public/shared"), 404, "adapter_not_found", "adapter")
+        for method, path, body in OF_ONE:
+            answer = await tenant.client.request(method, f"/v1/adapters/shared{path}", json=body)
+            if method == "GET":
+                assert answer.status_code == 200, path
+            else:
+                refused(answer, 404, "adapter_not_found", "adapter")
     own = (await acme.publish("shared", folders.soft_prompt())).json()
     assert (await acme.generate(adapter="shared", prompt="x")).json()["adapter"]["digest"] == own["digest"]
     for tenant, reference in ((acme, "public/shared"), (globex, "shared")):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Annotated
 
 from fastapi import Request
-from pydantic import Field
+from pydantic import Discriminator, Field, Tag
 from starlette.responses import JSONResponse, Response
 
 from server.api.adapters.cards import AdapterCard, AliasMove, adapter_card, as_json
@@ -22,20 +22,24 @@ router = protected_router("/v1")
 
 MAX_BODY = 64 * 1024
 
-Tag = Annotated[str, Field(min_length=1, max_length=64)]
+Label = Annotated[str, Field(min_length=1, max_length=64)]
 
 
 class Description(Strict):
     """What is written about an adapter; what is left out stays as it is."""
 
     description: str | None = Field(None, max_length=2000)
-    tags: list[Tag] | None = Field(None, max_length=32, fail_fast=True)
+    tags: list[Label] | None = Field(None, max_length=32, fail_fast=True)
 
 
 class AliasTarget(Strict):
     """The version that an alias is to mean: `3`, `v3`, another alias, or a digest."""
 
-    version: Annotated[int, Field(ge=1, le=999_999)] | Annotated[str, Field(min_length=1, max_length=80)]
+    version: Annotated[
+        Annotated[int, Field(ge=1, le=999_999), Tag("<number>")]
+        | Annotated[str, Field(min_length=1, max_length=80), Tag("<text>")],
+        Discriminator(lambda version: "<number>" if isinstance(version, int) else "<text>"),
+    ]
 
 
 @router.patch(

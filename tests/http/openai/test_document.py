@@ -30,7 +30,7 @@ PROMISED = {
     ("post", "/tokenize"): WITH_KEY | {"404", "408", "413", "415", "422"},
     ("post", "/detokenize"): WITH_KEY | {"404", "408", "413", "415"},
     ("get", "/tokenizer_info"): WITH_KEY,
-    ("get", "/v1/adapters"): WITH_KEY,
+    ("get", "/v1/adapters"): WITH_KEY | {"404"},
     ("post", "/v1/adapters"): WITH_KEY | {"404", "408", "413", "415", "422"},
 }
 
