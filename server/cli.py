@@ -15,6 +15,7 @@ from rich.table import Table
 from server import logs, serving
 from server.app import create_app
 from server.basemodel import BaseModelError, fetch_base_model
+from server.client.commands import add_to
 from server.core import BaseModel
 from server.errors import WaybillError
 from server.formats.base import ModelFolderError, read_base_model
@@ -28,10 +29,11 @@ from server.store.opening import open_store
 cli = typer.Typer(help=__doc__, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 model_cli = typer.Typer(help="The embedded base model.", no_args_is_help=True)
 keys_cli = typer.Typer(help="API keys.", no_args_is_help=True)
-adapters_cli = typer.Typer(help="The adapter store.", no_args_is_help=True)
+adapters_cli = typer.Typer(help="Adapters: of a running server, and of its store.", no_args_is_help=True)
 cli.add_typer(model_cli, name="model")
 cli.add_typer(keys_cli, name="keys")
 cli.add_typer(adapters_cli, name="adapters")
+add_to(adapters_cli)
 
 out = Console(highlight=False, soft_wrap=True)
 err = Console(stderr=True, highlight=False, soft_wrap=True)

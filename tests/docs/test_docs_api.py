@@ -41,7 +41,7 @@ def models_in(content: Any) -> list[str]:
 
 def test_every_body_and_every_reply_has_its_table(document: dict[str, Any]) -> None:
     page = PAGE.read_text()
-    lists = {"ModelList": "ModelCard", "AdapterList": "AdapterCard"}
+    lists = {"ModelList": "ModelCard", "AdapterList": "AdapterCard", "VersionList": "VersionCard"}
     told = {(lists.get(name, name), part) for name, part in bodies_and_replies(document)}
     assert {(name, part) for name, part in told if f"<!-- {part} {name}" not in page} == set()
 

@@ -28,8 +28,10 @@ Label = Annotated[str, Field(min_length=1, max_length=64)]
 class Description(Strict):
     """What is written about an adapter; what is left out stays as it is."""
 
-    description: str | None = Field(None, max_length=2000)
-    tags: list[Label] | None = Field(None, max_length=32, fail_fast=True)
+    description: str | None = Field(None, max_length=2000, description="What it does, for people.")
+    tags: list[Label] | None = Field(
+        None, max_length=32, fail_fast=True, description="Words to find it by, up to 64 characters each."
+    )
 
 
 class AliasTarget(Strict):
@@ -39,7 +41,7 @@ class AliasTarget(Strict):
         Annotated[int, Field(ge=1, le=999_999), Tag("<number>")]
         | Annotated[str, Field(min_length=1, max_length=80), Tag("<text>")],
         Discriminator(lambda version: "<number>" if isinstance(version, int) else "<text>"),
-    ]
+    ] = Field(description="A number (`3` or `v3`), another alias, or a digest.")
 
 
 @router.patch(

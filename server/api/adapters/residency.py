@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Annotated
 
 from fastapi import Query, Request
-from pydantic import model_validator
+from pydantic import Field, model_validator
 from starlette.responses import JSONResponse, Response
 
 from server.api.adapters.cards import ResidencyCard, as_json, residency_card
@@ -28,9 +28,9 @@ Chosen = Annotated[str, Query(max_length=80, description="A number (`3` or `v3`)
 class ResidencyChange(Strict):
     """What is to happen with a version's place in the engine's memory, on this server."""
 
-    pinned: bool | None = None
-    preload: bool | None = None
-    evict: bool | None = None
+    pinned: bool | None = Field(None, description="`true`: load it, and evict it last of all; `false`: as any other.")
+    preload: bool | None = Field(None, description="`true`: load it now.")
+    evict: bool | None = Field(None, description="`true`: drop it, and its pin, once no request uses it.")
 
     @model_validator(mode="after")
     def _one_thing(self) -> ResidencyChange:
