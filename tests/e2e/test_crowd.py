@@ -13,7 +13,7 @@ QUESTIONS = ["What is the capital of France?", "Tell me about the sea.", "List t
 def body(number: int) -> dict[str, Any]:
     """Request `number` of the crowd: sixteen adapters and the base model in turn, half of them sampled."""
     choice = number % 17
-    request: dict[str, Any] = {"prompt": QUESTIONS[number % 4] + " " * (number % 3), "max_tokens": 8 + number % 5}
+    request: dict[str, Any] = {"prompt": QUESTIONS[number % 4] + " " * (number % 3), "max_tokens": 3 + number % 3}
     if choice < 16:
         request["adapter"] = "long" if choice == 15 else f"a{choice}"
     if choice in (1, 7):  # multitask prompt tuning
@@ -46,7 +46,7 @@ def test_sixty_four_at_once_answer_as_each_alone(shared_server: RunningServer) -
 
 
 def test_a_long_cartridge_is_held_once(shared_server: RunningServer) -> None:
-    request = {"prompt": "The", "adapter": "long", "max_tokens": 6}
+    request = {"prompt": "The", "adapter": "long", "max_tokens": 3}
     alone = ask(shared_server, request)
     used: list[float] = []
     running: list[float] = []

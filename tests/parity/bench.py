@@ -45,7 +45,13 @@ class Inline(Executor):
 
 
 def ask_engine(
-    module: PreTrainedModel, questions: list[Question], sizes: Sizes, attention: str, *, ahead: bool | None = None
+    module: PreTrainedModel,
+    questions: list[Question],
+    sizes: Sizes,
+    attention: str,
+    *,
+    ahead: bool | None = None,
+    new_tokens: int = NEW_TOKENS,
 ) -> Run:
     """Ask everything at once and step until all are done; every position's logits are collected.
 
@@ -59,7 +65,7 @@ def ask_engine(
     with Inline() as readers:
         engine = assemble(model, base_of(model), sizes, attention, readers, static=ahead is not None)
         for i, question in enumerate(questions):
-            message = Submit(i, question.tokens, SamplingParams(max_tokens=NEW_TOKENS), question.adapter)
+            message = Submit(i, question.tokens, SamplingParams(max_tokens=new_tokens), question.adapter)
             if ahead:
                 engine.submit(message)
                 continue
@@ -85,7 +91,7 @@ def ask_engine(
             tuple(event.token for event in events[i]),
             torch.zeros(0)
             if ahead
-            else torch.stack([rows[i][p] for p in range(len(question.tokens) + NEW_TOKENS - 1)]),
+            else torch.stack([rows[i][p] for p in range(len(question.tokens) + new_tokens - 1)]),
         )
         for i, question in enumerate(questions)
     ]

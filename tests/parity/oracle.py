@@ -42,7 +42,7 @@ CONFIGS: dict[AdapterKind, MakeConfig] = {
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What one sequence must give. `logits` [prompt + NEW_TOKENS - 1, vocab_size]: every position's but the last's."""
+    """What one sequence must give. `logits` [prompt + new_tokens - 1, vocab_size]: every position's but the last's."""
 
     tokens: tuple[int, ...]
     logits: Tensor
@@ -102,7 +102,9 @@ def save_adapter(
 
 
 @torch.no_grad()
-def ask_peft(make_module: Callable[[], nn.Module], adapter: SavedAdapter, prompt: list[int]) -> Answer:
+def ask_peft(
+    make_module: Callable[[], nn.Module], adapter: SavedAdapter, prompt: list[int], new_tokens: int = NEW_TOKENS
+) -> Answer:
     """PEFT's greedy tokens and logits. `make_module` gives a fresh copy of the base, since PEFT changes its own."""
     wrapped = peft.PeftModel.from_pretrained(make_module(), str(adapter.folder)).eval()
     extra = {}
@@ -114,11 +116,13 @@ def ask_peft(make_module: Callable[[], nn.Module], adapter: SavedAdapter, prompt
         row = torch.tensor([ids])
         return wrapped(input_ids=row, attention_mask=torch.ones_like(row), **extra).logits[0, skip:]
 
-    return _greedy(logits_of, prompt)
+    return _greedy(logits_of, prompt, new_tokens)
 
 
 @torch.no_grad()
-def ask_plain(module: nn.Module, prompt: list[int], table: Tensor | None = None) -> Answer:
+def ask_plain(
+    module: nn.Module, prompt: list[int], table: Tensor | None = None, new_tokens: int = NEW_TOKENS
+) -> Answer:
     """The base model's own answer over `inputs_embeds`; ids from the vocabulary's end on name rows of `table`."""
     embed = module.get_input_embeddings()
     vocab = module.config.vocab_size
@@ -127,13 +131,13 @@ def ask_plain(module: nn.Module, prompt: list[int], table: Tensor | None = None)
         parts = [embed(torch.tensor([i])) if i < vocab else table[i - vocab : i - vocab + 1] for i in ids]
         return module(inputs_embeds=torch.cat(parts)[None], use_cache=False).logits[0]
 
-    return _greedy(logits_of, prompt)
+    return _greedy(logits_of, prompt, new_tokens)
 
 
-def _greedy(logits_of: Callable[[list[int]], Tensor], prompt: list[int]) -> Answer:
+def _greedy(logits_of: Callable[[list[int]], Tensor], prompt: list[int], new_tokens: int) -> Answer:
     """Decode by whole forwards of the grown sequence: slow, and free of any cache's mistakes."""
     ids = list(prompt)
-    for _ in range(NEW_TOKENS):
+    for _ in range(new_tokens):
         logits = logits_of(ids)
         ids.append(int(logits[-1].argmax()))
     return Answer(tuple(ids[len(prompt) :]), logits.float())

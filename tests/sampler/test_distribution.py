@@ -17,7 +17,7 @@ from tests.sampler.frequencies import (
     wordlike_logits,
 )
 
-DRAWS = 5000
+DRAWS = 1500
 CPU = torch.device("cpu")
 
 
