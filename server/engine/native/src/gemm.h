@@ -96,6 +96,9 @@ struct Ahead {
   const T* weights;
   size_t panel_step, step;
 
+  // What is fetched while the panels from `panel` on are multiplied.
+  Ahead of(int panel) const { return {weights + panel * panel_step, panel_step, step}; }
+
   void fetch(int panel, int pair) const { __builtin_prefetch(weights + panel * panel_step + pair * step, 0, 2); }
 };
 
@@ -175,15 +178,19 @@ inline void multiply_rows(const float* a, int lda, const float* w, size_t panel_
 }
 
 #if defined(__AVX512F__)
-constexpr int kRegisterRows = 8;   // times 2 panels: 16 of 32 registers
+constexpr int kRegisterRows = 8, kRegisterPanels = 2;   // 16 of 32 registers hold results
+#elif defined(__AVX2__)
+constexpr int kRegisterRows = 4, kRegisterPanels = 1;   // 8 of 16: a vector of 16 floats takes two
 #else
-constexpr int kRegisterRows = 2;   // a vector of 16 floats takes two registers of 16, or four
+constexpr int kRegisterRows = 2, kRegisterPanels = 2;
 #endif
 
 template <class T, int R = kRegisterRows>
 inline void multiply_pair(const T* a, int lda, int rows, const T* w, size_t panel_step, int depth, float* out, const Ahead<T>& ahead) {
   if constexpr (R > 0) {
-    if (rows == R) multiply_rows<R, 2>(a, lda, w, panel_step, depth, out, ahead);
+    if (rows == R)
+      for (int p = 0; p < 2; p += kRegisterPanels)
+        multiply_rows<R, kRegisterPanels>(a, lda, w + p * panel_step, panel_step, depth, out + p * kPanel, ahead.of(p));
     else multiply_pair<T, R - 1>(a, lda, rows, w, panel_step, depth, out, ahead);
   }
 }

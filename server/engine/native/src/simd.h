@@ -1,4 +1,4 @@
-// Vectors of 16 floats, in the compiler's own vector types: one register with AVX-512, two with AVX2, four with NEON.
+// Vectors of 16 floats: one register with AVX-512, two with AVX2; elsewhere the compiler's own vector type, which it splits.
 #pragma once
 
 #include <cmath>
@@ -16,12 +16,41 @@ struct bf16 {
   uint16_t bits;
 };
 
+#if defined(__AVX2__) && !defined(__AVX512F__)
+#define WAYBILL_HALVES 1
+#endif
+
+#if defined(WAYBILL_HALVES)
+// Left to itself, the compiler keeps a vector that is wider than a register in memory: every product would be a load and a
+// store. In two named halves it stays in registers.
+typedef float f32x8 __attribute__((vector_size(32)));
+typedef int32_t i32x8 __attribute__((vector_size(32)));
+typedef uint32_t u32x8 __attribute__((vector_size(32)));
+typedef uint16_t u16x8 __attribute__((vector_size(16)));
+
+struct f32x16 {
+  f32x8 low, high;
+};
+
+inline f32x16 broadcast(float x) { return {f32x8{} + x, f32x8{} + x}; }
+inline f32x16 operator+(f32x16 a, f32x16 b) { return {a.low + b.low, a.high + b.high}; }
+inline f32x16 operator-(f32x16 a, f32x16 b) { return {a.low - b.low, a.high - b.high}; }
+inline f32x16 operator*(f32x16 a, f32x16 b) { return {a.low * b.low, a.high * b.high}; }
+inline f32x16 operator/(f32x16 a, f32x16 b) { return {a.low / b.low, a.high / b.high}; }
+inline f32x16 operator-(f32x16 a) { return {-a.low, -a.high}; }
+inline f32x16 operator+(f32x16 a, float b) { return {a.low + b, a.high + b}; }
+inline f32x16 operator+(float a, f32x16 b) { return b + a; }
+inline f32x16 operator-(float a, f32x16 b) { return {a - b.low, a - b.high}; }
+inline f32x16 operator*(f32x16 a, float b) { return {a.low * b, a.high * b}; }
+inline f32x16 operator/(float a, f32x16 b) { return {a / b.low, a / b.high}; }
+#else
 typedef float f32x16 __attribute__((vector_size(64)));
 typedef int32_t i32x16 __attribute__((vector_size(64)));
 typedef uint32_t u32x16 __attribute__((vector_size(64)));
 typedef uint16_t u16x16 __attribute__((vector_size(32)));
 
 inline f32x16 broadcast(float x) { return f32x16{} + x; }
+#endif
 
 inline float to_float(float x) { return x; }
 
@@ -55,6 +84,88 @@ inline f32x16 load(const float* p) {
 
 inline void store(float* p, f32x16 v) { std::memcpy(p, &v, sizeof v); }
 
+#if defined(WAYBILL_HALVES)
+inline f32x8 widened(const bf16* p) {
+  u16x8 half;
+  std::memcpy(&half, p, sizeof half);
+  return (f32x8)(__builtin_convertvector(half, u32x8) << 16);
+}
+
+inline f32x16 load(const bf16* p) { return {widened(p), widened(p + 8)}; }
+
+inline void narrowed(bf16* p, f32x8 v) {
+  const u32x8 bits = (u32x8)v;
+  const u32x8 rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
+  const u32x8 nan = (u32x8)((bits & 0x7fffffffu) > 0x7f800000u);
+  const u16x8 half = __builtin_convertvector((rounded & ~nan) | (0x7fc0u & nan), u16x8);
+  std::memcpy(p, &half, sizeof half);
+}
+
+inline void store(bf16* p, f32x16 v) {
+  narrowed(p, v.low);
+  narrowed(p + 8, v.high);
+}
+
+// Sixteen pairs of neighbours, taken apart.
+inline void load_pairs(const bf16* p, f32x16& even, f32x16& odd) {
+  u32x8 low, high;
+  std::memcpy(&low, p, sizeof low);
+  std::memcpy(&high, p + 16, sizeof high);
+  even = {(f32x8)(low << 16), (f32x8)(high << 16)};
+  odd = {(f32x8)(low & 0xffff0000u), (f32x8)(high & 0xffff0000u)};
+}
+
+inline f32x8 vmax(f32x8 a, f32x8 b) { return a > b ? a : b; }
+inline f32x16 vmax(f32x16 a, f32x16 b) { return {vmax(a.low, b.low), vmax(a.high, b.high)}; }
+
+// Sum and maximum of the lanes, always in the same order.
+inline float hsum(f32x16 v) {
+  const f32x8 half = v.low + v.high;
+  float lane[8];
+  std::memcpy(lane, &half, sizeof half);
+  for (int width = 4; width > 0; width /= 2)
+    for (int i = 0; i < width; i++) lane[i] += lane[i + width];
+  return lane[0];
+}
+
+inline float hmax(f32x16 v) {
+  const f32x8 half = vmax(v.low, v.high);
+  float lane[8];
+  std::memcpy(lane, &half, sizeof half);
+  for (int width = 4; width > 0; width /= 2)
+    for (int i = 0; i < width; i++) lane[i] = lane[i] > lane[i + width] ? lane[i] : lane[i + width];
+  return lane[0];
+}
+
+// `v` where a lane's index lies in [from, to), else `other`.
+inline f32x16 keep_lanes(f32x16 v, int from, int to, float other) {
+  const i32x8 lane = {0, 1, 2, 3, 4, 5, 6, 7};
+  const f32x8 others = f32x8{} + other;
+  return {((lane >= from) & (lane < to)) ? v.low : others, ((lane + 8 >= from) & (lane + 8 < to)) ? v.high : others};
+}
+
+inline f32x8 exp(f32x8 x) {
+  const f32x8 low = f32x8{} - 87.f, high = f32x8{} + 88.f;
+  const i32x8 below = x < low;
+  x = below ? low : x;
+  x = x > high ? high : x;
+  const f32x8 magic = f32x8{} + 12582912.f;   // 1.5 * 2^23: adding it rounds to a whole number
+  const f32x8 shifted = x * 1.44269504f + magic, n = shifted - magic;
+  f32x8 f = x - n * 0.693359375f;
+  f = f + n * 2.12194440e-4f;
+  f32x8 p = f * 1.38888889e-3f + 8.33333333e-3f;
+  p = p * f + 4.16666667e-2f;
+  p = p * f + 1.66666667e-1f;
+  p = p * f + 0.5f;
+  p = p * f + 1.f;
+  p = p * f + 1.f;
+  const i32x8 power = (i32x8)shifted - 0x4b400000;
+  return below ? f32x8{} : p * (f32x8)((power + 127) << 23);
+}
+
+// e to the x, as below.
+inline f32x16 exp(f32x16 x) { return {exp(x.low), exp(x.high)}; }
+#else
 inline f32x16 load(const bf16* p) {
   u16x16 half;
   std::memcpy(&half, p, sizeof half);
@@ -153,6 +264,7 @@ inline f32x16 exp(f32x16 x) {
   return below ? f32x16{} : p * (f32x16)((power + 127) << 23);
 #endif
 }
+#endif
 
 // x times the logistic function of x.
 inline f32x16 silu(f32x16 x) { return x / (1.f + exp(-x)); }
