@@ -2,25 +2,18 @@
 
 from __future__ import annotations
 
-import json
 import subprocess
 import sys
 from pathlib import Path
 
+from tests.long.recording import record
 from tests.store.crashes import SCENARIOS, kill_at_random_moments
 
 ROUNDS = 200
-RESULTS = Path(__file__).parent / "results" / "store_crashes.json"
-
-
-def record(result: dict[str, int]) -> None:
-    RESULTS.parent.mkdir(exist_ok=True)
-    known = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
-    RESULTS.write_text(json.dumps(known | result, indent=2, sort_keys=True) + "\n")
 
 
 def test_writers_killed_at_random_moments_leave_whole_versions_or_none(tmp_path: Path) -> None:
-    record({"killed at random moments": kill_at_random_moments(tmp_path, ROUNDS, seed=1)})
+    record("store_crashes", {"killed at random moments": kill_at_random_moments(tmp_path, ROUNDS, seed=1)})
 
 
 def test_writers_that_die_at_each_of_their_steps_leave_whole_versions_or_none(tmp_path: Path) -> None:
@@ -29,4 +22,4 @@ def test_writers_that_die_at_each_of_their_steps_leave_whole_versions_or_none(tm
     assert shown.returncode == 0, shown.stderr
     died = {scenario: shown.stdout.count(f"{scenario}: died") for scenario in SCENARIOS}
     assert all(died.values())
-    record({f"killed at each step of {scenario}": count for scenario, count in died.items()})
+    record("store_crashes", {f"killed at each step of {scenario}": count for scenario, count in died.items()})

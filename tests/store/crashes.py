@@ -17,8 +17,10 @@ from pathlib import Path
 
 from server.errors import AdapterNotFound
 from server.formats.judge import judge_folder
+from server.store.backend import Home
 from server.store.digest import files_digest
 from server.store.opening import local_store
+from server.store.pointers import read_pointers
 from server.store.store import AdapterStore
 from server.store.version import Version
 from tests.formats.folders import BASE
@@ -44,11 +46,14 @@ while True:
         print("publishing", flush=True)
         version, _ = publish(store, "spam", fill=turn.to_bytes(3, "big"))
         print("published", version.number, flush=True)
+        print("moving", version.number, flush=True)
+        store.move_alias(TENANT, "spam", "prod", version.number)
+        print("moved", version.number, flush=True)
 """
 
 
 def kill_at_random_moments(root: Path, rounds: int, seed: int) -> int:
-    """Let a process publish and delete until it is killed, `rounds` times on one store; return the rounds survived.
+    """Let a process publish, move an alias and delete until it is killed, again and again; return the rounds survived.
 
     What it said it had done must hold; what it was doing may have happened or not, but not by halves.
     """
@@ -60,6 +65,7 @@ def kill_at_random_moments(root: Path, rounds: int, seed: int) -> int:
         found = [version.number for version in require_whole(root)]
         possible = _possible(said, before, highest)
         assert found in possible, (said, found, possible)
+        require_aliases(root, said)
         highest = require_swept(root, max([highest, *found]))
     return rounds
 
@@ -90,6 +96,21 @@ def _possible(said: list[str], before: list[int], highest: int) -> list[list[int
     if last == "publishing":
         return [state, [highest + 1, *state]]
     return [state, []] if last == "deleting" else [state]
+
+
+def require_aliases(root: Path, said: list[str]) -> None:
+    """Every alias means a version that is there, and the one that was moved means what was said."""
+    store = local_store(root)
+    pointers = read_pointers(store.backend, Home(TENANT, NAME))
+    for alias, number in pointers.aliases:
+        assert (
+            files_digest(store.resolve(TENANT, NAME, number=number).folder)
+            == store.resolve(TENANT, NAME, alias=alias).digest
+        )
+    if said and said[-1].startswith("moved"):
+        assert pointers.alias("prod") == int(said[-1].split()[1])
+    if said and said[-1].startswith(("publishing", "deleting")) and len(said) > 1 and said[-2].startswith("moved"):
+        assert pointers.alias("prod") in (int(said[-2].split()[1]), None)
 
 
 def live(store: AdapterStore) -> list[int]:
@@ -133,6 +154,15 @@ def _replace(store: AdapterStore) -> None:
     publish(store, NAME, fill=b"new")
 
 
+def _move(store: AdapterStore) -> None:
+    store.move_alias(TENANT, NAME, "prod", 1)
+
+
+def _delete_one(store: AdapterStore) -> None:
+    store.delete_version(TENANT, NAME, 1)
+    store.purge(TENANT, NAME, [1])
+
+
 def _delete(store: AdapterStore) -> None:
     store.delete(TENANT, NAME)
     store.purge(TENANT, NAME)
@@ -147,6 +177,8 @@ SCENARIOS: dict[str, tuple[int, Callable[[AdapterStore], None], list[list[int]]]
     "the first version": (0, _replace, [[], [1]]),
     "another version": (2, _replace, [[2, 1], [3, 2, 1]]),
     "the same bytes": (2, lambda store: publish(store, NAME, fill=b"\0") and None, [[2, 1]]),
+    "an alias move": (2, _move, [[2, 1]]),
+    "a deletion of one": (2, _delete_one, [[2, 1], [2]]),
     "a deletion": (2, _delete, [[2, 1], []]),
     "a new start": (1, _delete_and_publish, [[1], [], [2]]),
     "a sweep": (2, lambda store: store.sweep(), [[2, 1]]),
