@@ -53,6 +53,7 @@ class FakeStream:
     ended: bool = False
     inbox: asyncio.Queue[TokenEvent | WaybillError | None] = field(default_factory=asyncio.Queue)
     output: list[int] = field(default_factory=list)
+    says: bytes = b""  # instead of the engine's next token, over and over
     take: Callable[[TokenEvent], None] | None = None
     end: Callable[[WaybillError | None], None] | None = None
 
@@ -265,13 +266,18 @@ class FakeEngine:
             event = TokenEvent(stream.number, -1, FinishReason.LENGTH)
             stream.put(event)
             return event
-        prefix = stream.adapter.prefix_ids if stream.adapter is not None else ()
-        token = self._next_token((*prefix, *stream.tokens, *stream.output), len(stream.output), stream.params)
+        token = self._draw(stream)
         stream.output.append(token)
         event = self._event(stream, token)
         stream.ended = event.finish is not None
         stream.put(event)
         return event
+
+    def _draw(self, stream: FakeStream) -> int:
+        if stream.says:
+            return stream.says[len(stream.output) % len(stream.says)]
+        prefix = stream.adapter.prefix_ids if stream.adapter is not None else ()
+        return self._next_token((*prefix, *stream.tokens, *stream.output), len(stream.output), stream.params)
 
     def _event(self, stream: FakeStream, token: int) -> TokenEvent:
         params, count = stream.params, len(stream.output)

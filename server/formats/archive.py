@@ -20,6 +20,7 @@ _CHUNK = 1024 * 1024
 _MAX_DIRECTORY_BYTES = 64 * 1024
 _END = struct.Struct("<4sHHHHIIH")  # end of central directory record
 _LOCATOR = b"PK\x06\x07"  # of the zip64 end record, 20 bytes before the other
+_LOCAL_BYTES = 30  # an entry's own header, without its name
 _METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
 
 
@@ -30,18 +31,24 @@ def unpack_zip(source: Path, folder: Path, max_bytes: int) -> None:
     AdapterRejected with the reason; what was written until then stays, for the caller to remove with the folder.
     """
     with source.open("rb") as file:
-        _judge_directory(file, source.stat().st_size)
+        total = _judge_directory(file, source.stat().st_size)
         try:
             with zipfile.ZipFile(file) as archive:
-                names = _names(archive.infolist())
+                members = archive.infolist()
+                if len(members) != total:
+                    raise AdapterRejected(f"the zip says that it has {total} entries, and has {len(members)}")
+                names = _names(members)
+                _require_apart(members, archive.start_dir)
                 for member, name in names:
                     max_bytes -= _unpack(archive, member, folder / name, max_bytes)
         except (zipfile.BadZipFile, NotImplementedError, EOFError, IndexError, UnicodeError, zlib.error) as error:
-            raise AdapterRejected(f"the zip is damaged: {error}") from error
+            # The words of `zipfile` repeat names from the file, of any length.
+            reason = shown(str(error) or "it ends too early")
+            raise AdapterRejected(f"the zip is damaged: {reason}") from error
 
 
-def _judge_directory(file: BinaryIO, size: int) -> None:
-    """Bound the central directory before `zipfile` reads it into memory.
+def _judge_directory(file: BinaryIO, size: int) -> int:
+    """Bound the central directory before `zipfile` reads it into memory; return how many entries it says it has.
 
     `zipfile` takes an end record in the last 22 bytes without looking further, so both look at the same one.
     """
@@ -50,14 +57,17 @@ def _judge_directory(file: BinaryIO, size: int) -> None:
     if len(tail) < _END.size:
         raise AdapterRejected("the file is not a zip")
     end = _END.unpack(tail[-_END.size :])
-    signature, disk, first_disk, here, total, directory_bytes, _, comment = end
+    signature, disk, first_disk, here, total, directory_bytes, directory_at, comment = end
     if signature != b"PK\x05\x06" or comment:
         raise AdapterRejected("the file is not a zip, or has something after its end")
     if tail.startswith(_LOCATOR) or disk or first_disk or here != total:
         raise AdapterRejected("the zip is of the 64-bit or the split form; send a plain one")
     if total > MAX_FILES + 1 or directory_bytes > _MAX_DIRECTORY_BYTES:
         raise AdapterRejected(f"the zip has {total} entries, more than {MAX_FILES}")
+    if directory_at + directory_bytes + _END.size != size:
+        raise AdapterRejected("the zip has something before its beginning, or between its parts")
     file.seek(0)
+    return total
 
 
 def _names(members: list[zipfile.ZipInfo]) -> list[tuple[zipfile.ZipInfo, str]]:
@@ -85,6 +95,17 @@ def _names(members: list[zipfile.ZipInfo]) -> list[tuple[zipfile.ZipInfo, str]]:
     return found
 
 
+def _require_apart(members: list[zipfile.ZipInfo], end: int) -> None:
+    """Hold every entry to bytes of its own: what many entries share unpacks many times.
+
+    Source: Fifield, A better zip bomb, WOOT 2019.
+    """
+    for member in sorted(members, key=lambda member: member.header_offset, reverse=True):
+        if member.header_offset + _LOCAL_BYTES + member.compress_size > end:
+            raise AdapterRejected(f"the zip's entry {shown(member.orig_filename)} reaches into what follows it")
+        end = member.header_offset
+
+
 def _judge_member(member: zipfile.ZipInfo, path: str) -> None:
     mode = member.external_attr >> 16
     kind = mode & 0o170000
@@ -109,4 +130,6 @@ def _unpack(archive: zipfile.ZipFile, member: zipfile.ZipInfo, target: Path, max
             if written > _FREE_BYTES and written > MAX_RATIO * max(member.compress_size, 1):
                 raise AdapterRejected(f"the zip's {target.name} unpacks to over {MAX_RATIO} times its size")
             out.write(chunk)
+    if written != member.file_size:
+        raise AdapterRejected(f"the zip is damaged: {target.name} has {written} bytes, not {member.file_size}")
     return written

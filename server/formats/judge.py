@@ -153,7 +153,7 @@ def _judge_tensors(config: PeftConfig, tensors: dict[str, TensorInfo]) -> None:
             wanted = ", ".join("…" if want is None else str(want) for want in shape)
             raise AdapterRejected(
                 f"{TENSORS}: {name} has shape {list(found)}, but {CONFIG} speaks of [{wanted}]"
-                f"{' (num_virtual_tokens is ' + str(rows) + ')' if found[0] != shape[0] and shape[0] == rows else ''}"
+                f"{' (num_virtual_tokens is ' + str(rows) + ')' if found[:1] != shape[:1] and shape[0] == rows else ''}"
             )
     width = tensors["prompt_embeddings"].shape[1]
     if "prefix_task_rows" in tensors and tensors["prefix_task_rows"].shape[2] != width:

@@ -33,7 +33,7 @@ def test_frequencies_match_the_exact_distribution(mode: str) -> None:
 
 def test_the_measures_notice_a_wrong_temperature() -> None:
     logits = wordlike_logits(2000)
-    counts = frequencies(logits, SamplingParams(max_tokens=1, temperature=1.0), DRAWS)
+    counts = frequencies(logits, SamplingParams(max_tokens=1, temperature=1.0), 5000)
     wrong = exact_distribution(logits, SamplingParams(max_tokens=1, temperature=1.15))
     assert surprise(counts, wrong) > 4
     assert distance_beyond_chance(counts, wrong) > 4

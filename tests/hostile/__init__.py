@@ -1,0 +1,1 @@
+"""Uploads that mean harm, and uploads that were damaged on their way."""

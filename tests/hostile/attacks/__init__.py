@@ -1,0 +1,1 @@
+"""One file for each part of an upload that can be turned against the server."""
