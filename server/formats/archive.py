@@ -67,7 +67,7 @@ def _judge_directory(file: BinaryIO, size: int) -> int:
     if directory_at + directory_bytes + _END.size != size:
         raise AdapterRejected("the zip has something before its beginning, or between its parts")
     file.seek(0)
-    return total
+    return int(total)
 
 
 def _names(members: list[zipfile.ZipInfo]) -> list[tuple[zipfile.ZipInfo, str]]:
