@@ -52,8 +52,8 @@ class DrainingServer(uvicorn.Server):
             server_header=False,
             http=connection(app.state.idle_timeout),
             timeout_graceful_shutdown=GRACE,
-            # Longer than clients keep a connection for reuse, which is five seconds for many: where both end it at once,
-            # a request that is just being sent is lost.
+            # Longer than clients keep a connection for reuse, five seconds for many: where both end it at one moment, a
+            # request that is just being sent is lost.
             timeout_keep_alive=max(5, int(app.state.idle_timeout)),
             # A proxy's word on who the client is changes nothing here.
             proxy_headers=False,
