@@ -96,8 +96,9 @@ def serve(
     logs.configure()
     try:
         app = create_app(settings, plan)
-    except WaybillError as error:
-        _fail(error.message)
+    except (WaybillError, ValueError) as error:
+        bound.close()
+        _fail(str(error))
     try:
         serving.DrainingServer(app, settings.shutdown_timeout).run(sockets=[bound])
     except SystemExit:

@@ -169,6 +169,10 @@ def _judge_fit(config: PeftConfig, table: TensorInfo, base: BaseModel) -> None:
         raise AdapterIncompatible(
             f"the soft prompt is for hidden size {columns}; the base model {base.name} has {base.hidden_size}"
         )
+    elif config.token_dim not in (None, columns):
+        raise AdapterRejected(
+            f"{CONFIG}: token_dim is {config.token_dim}, but prompt_embeddings in {TENSORS} has {columns} columns"
+        )
     if config.num_layers not in (None, base.num_layers):
         raise AdapterIncompatible(
             f"the adapter is for a model of {config.num_layers} layers; the base model {base.name} "

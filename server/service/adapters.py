@@ -69,7 +69,8 @@ class AdapterService:
         version = await self.get(tenant, reference)
         self._hold(version)
         try:
-            await asyncio.to_thread(self._store.fetch, version)
+            if self._store.backend.remote:
+                await asyncio.to_thread(self._store.fetch, version)
             fit = await self._fit(version) if judge else version
         except BaseException:
             self.release(version)

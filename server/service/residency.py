@@ -70,7 +70,7 @@ class ResidencyService:
         self._preloads = asyncio.Semaphore(MAX_PRELOADS)
         self._moved = asyncio.Event()
         self._restoring: asyncio.Task[None] | None = None
-        adapters.on_gone(self._unpin)
+        adapters.on_gone(self.unpin)
 
     def is_resident(self, digest: str) -> bool:
         """Whether the engine's memory holds a prefix of this digest."""
@@ -122,7 +122,9 @@ class ResidencyService:
 
     def unpin(self, version: Version) -> None:
         """Let a version be evicted as any other."""
-        self._unpin(version)
+        self._pins.pop((version.tenant, version.name, version.number), None)
+        if all(pinned.digest != version.digest for pinned in self._pins.values()):
+            self._engine.pin(version.digest, False)
 
     async def evict(self, version: Version) -> None:
         """Drop a version from the engine's memory as soon as no sequence uses it; wait a moment for that."""
@@ -155,11 +157,6 @@ class ResidencyService:
             self._restoring.cancel()
             await asyncio.gather(self._restoring, return_exceptions=True)
 
-    def _unpin(self, version: Version) -> None:
-        self._pins.pop((version.tenant, version.name, version.number), None)
-        if all(pinned.digest != version.digest for pinned in self._pins.values()):
-            self._engine.pin(version.digest, False)
-
     def _restore_later(self, digest: str | None = None) -> None:
         wanted = any(digest in (None, version.digest) for version in self._pins.values())
         if wanted and (self._restoring is None or self._restoring.done()):
@@ -175,7 +172,7 @@ class ResidencyService:
                     self._engine.pin(version.digest, True)
                     await self.preload(Tenant(version.tenant), version)
                 except AdapterNotFound:
-                    self._unpin(version)
+                    self.unpin(version)
                 except WaybillError as error:
                     logger.warning("a pinned adapter is not back yet: %s", error.code)
 

@@ -61,7 +61,10 @@ class Backend(Protocol):
         ...
 
     def names(self, tenant: str, after: str = "") -> Iterator[tuple[str, int | None]]:
-        """Yield a tenant's names after `after` in `listed` order, each with its newest revision where that is known."""
+        """Yield a tenant's names after `after`, each with its newest revision where that is known.
+
+        The order is the place's own, and stays: a disk, and most object stores, sort by `listed`.
+        """
         ...
 
     def revisions(self, home: Home) -> list[int]:
@@ -130,7 +133,7 @@ class Backend(Protocol):
 
 
 def listed(name: str) -> str:
-    """Return what names are sorted by, in every place: what follows them in a key counts."""
+    """Return what a name is sorted by among keys: the slash that follows it counts."""
     return f"{name}/"
 
 

@@ -71,8 +71,11 @@ class Pointers:
         return replace(self, aliases=tuple(item for item in self.aliases if item[0] != alias))
 
     def without_version(self, number: int) -> Pointers:
-        """Return the state after one version was deleted."""
-        return replace(self, deleted=tuple(sorted({*self.deleted, number})))
+        """Return the state after one version was deleted; what lies below the oldest one left is told by one number."""
+        deleted, through = {*self.deleted, number}, self.deleted_through
+        while through + 1 in deleted:
+            through += 1
+        return replace(self, deleted_through=through, deleted=tuple(sorted(n for n in deleted if n > through)))
 
     def without_all(self, last_version: int) -> Pointers:
         """Return the state after the name was deleted with all numbers up to `last_version`."""
@@ -128,7 +131,7 @@ def _encode(state: Pointers) -> bytes:
         "aliases": dict(state.aliases),
         "last_version": state.last_version,
         "deleted_through": state.deleted_through,
-        "deleted": [number for number in state.deleted if number > state.deleted_through],
+        "deleted": list(state.deleted),
         "description": state.description,
         "tags": list(state.tags),
         "at": state.at,

@@ -111,8 +111,8 @@ class AdapterStore:
     def page(self, tenant: str, after: str = "", limit: int = 100) -> tuple[list[Adapter], str | None]:
         """Return up to `limit` of a tenant's names after `after`, and the last one that was looked at.
 
-        That is None where there are no more. Names are sorted as `server.store.backend.listed` says. A damaged one is
-        logged and left out, and deleted ones are passed over, so that a page may be short, or empty, and others follow.
+        That is None where there are no more. Names come in the place's own order. A damaged one is logged and left out,
+        and deleted ones are passed over, so that a page may be short, or empty, and others follow.
         """
         check_tenant(tenant, allow_public=True)
         names: list[tuple[str, int | None]] = []

@@ -140,6 +140,15 @@ def test_serve_says_when_the_port_is_taken(tmp_path: Path, model: Path) -> None:
     assert "in use" in err
 
 
+@pytest.mark.parametrize("url", ["ftp://host/x", "https://example.com/x"])
+def test_serve_and_add_refuse_a_store_that_is_none(url: str, tmp_path: Path, model: Path) -> None:
+    folder = adapter_folder(tmp_path, folders.soft_prompt())
+    for command in (("serve", "--port", 0), ("adapters", "add", folder, "--name", "mine")):
+        status, _, err = run(*command, "--model", model, "--store", url)
+        assert status == 2
+        assert "a store is a folder, or a URL that begins with s3://" in err
+
+
 def test_sigterm_drains_and_exits_with_0(model: Path, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "tests.http.serve_fake", str(model), str(tmp_path / "store")]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:

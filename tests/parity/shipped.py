@@ -12,10 +12,10 @@ from pathlib import Path
 
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from server.core import AdapterSource, PrefixKey
 from server.engine.loading import Sizes
 from server.formats.base import read_base_model
 from server.service.prompting import Prompter, RenderedPrompt
+from server.service.sources import source_of
 from server.service.tokenizer import Tokenizer
 from server.store.opening import local_store
 from server.store.version import Version
@@ -40,22 +40,6 @@ def shipped() -> list[Version]:
     return versions
 
 
-def question_of(version: Version, rendered: RenderedPrompt) -> Question:
-    spec = version.spec
-    length = spec.num_virtual_tokens if spec.kind.holds_kv else len(rendered.prefix_ids)
-    source = AdapterSource(
-        key=PrefixKey("base", version.digest, rendered.task_index, length),
-        kind=spec.kind,
-        path=str(version.tensors),
-        sha256=spec.tensors_sha256,
-        num_virtual_tokens=spec.num_virtual_tokens,
-        prefix_ids=rendered.prefix_ids,
-        needs_table=rendered.needs_table,
-        scale_by_sqrt_hidden=spec.scale_by_sqrt_hidden,
-    )
-    return Question(rendered.tokens, source)
-
-
 def expected_of(version: Version, rendered: RenderedPrompt, new_tokens: int) -> Answer:
     """PEFT where it can place the virtual tokens, else the plain model over `inputs_embeds`."""
     adapter = SavedAdapter(version.spec.kind, version.folder, version.spec.num_virtual_tokens)
@@ -71,8 +55,8 @@ def require_parity(attentions: tuple[str, ...], new_tokens: int) -> float:
     prompter = Prompter(Tokenizer(MODEL), base)
     plain = prompter.render(None, messages=[{"role": "user", "content": TEXT}])
     rendered = [prompter.render(version.spec, prompt=TEXT) for version in versions]
-    questions = [question_of(version, prompt) for version, prompt in zip(versions, rendered, strict=True)]
-    pairs = zip(versions, rendered, strict=True)
+    pairs = list(zip(versions, rendered, strict=True))
+    questions = [Question(prompt.tokens, source_of(base, version, prompt)) for version, prompt in pairs]
     expected = [expected_of(version, prompt, new_tokens) for version, prompt in pairs]
     questions.append(Question(plain.tokens))
     module = load_base()

@@ -301,3 +301,8 @@ def base_name_of_a_hundred_thousand_characters() -> Upload:
 @ATTACKS.bad("peft_version has 65 characters, more than 64")
 def version_of_peft_that_is_a_letter() -> Upload:
     return says(peft_version="9" * 65)
+
+
+@ATTACKS.bad("token_dim is 12, but prompt_embeddings in adapter_model.safetensors has 8 columns")
+def soft_prompt_of_another_token_dim_than_it_says() -> Upload:
+    return says(token_dim=12)
