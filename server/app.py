@@ -12,7 +12,7 @@ from pathlib import Path
 from fastapi import FastAPI
 
 from server.api import errors, generate, health, openapi, tokenize
-from server.api.adapters import changing, publishing, reading, residency
+from server.api.adapters import changing, publishing, reading, residency, verifying
 from server.api.adapters.changing import AliasTarget, Description
 from server.api.adapters.residency import ResidencyChange
 from server.api.middleware import LoopbackOnly, RequestLog
@@ -38,6 +38,7 @@ from server.service.tenants import KeyRing
 from server.service.tokenizer import Tokenizer
 from server.service.tokenizing import TokenizingService
 from server.service.uploads import UploadService
+from server.service.verifying import VerificationService
 from server.settings import Plan, Settings
 from server.store.opening import open_store
 
@@ -56,8 +57,8 @@ def create_app(settings: Settings, plan: Plan, engine: EngineClient | None = Non
     """Return the whole server as an ASGI app; its lifespan starts the engine and ends it.
 
     `engine` is a fake in tests. What the routes need stands in `app.state`: keys, gate, engine, base, created (Unix
-    time), tokenizer, metrics, generation, tokenizing, adapters, residency, uploads, max_upload, idle_timeout; `refusal`
-    is why the engine would not start.
+    time), tokenizer, metrics, generation, tokenizing, adapters, residency, verification, uploads, max_upload,
+    idle_timeout; `refusal` is why the engine would not start.
     """
     base = plan.engine.base
     engine = engine or ProcessEngine(plan.engine)
@@ -112,6 +113,7 @@ def create_app(settings: Settings, plan: Plan, engine: EngineClient | None = Non
     app.state.metrics = metrics
     app.state.adapters = adapter_service
     app.state.residency = residency_service
+    app.state.verification = VerificationService(engine=engine, adapters=adapter_service, prompter=prompter, base=base)
     app.state.uploads = UploadService(store=store, engine=engine, base=base, limits=limits, metrics=metrics)
     app.state.max_upload = plan.max_upload
     app.state.idle_timeout = settings.idle_timeout
@@ -136,7 +138,7 @@ def create_app(settings: Settings, plan: Plan, engine: EngineClient | None = Non
 
 def _add_routes(app: FastAPI) -> None:
     """Everything is behind a key, except probes and metrics."""
-    adapters = (publishing, reading, changing, residency)
+    adapters = (publishing, reading, changing, residency, verifying)
     for part in (generate, *adapters, openai_routes, openai_models, tokenize, health, tgi_routes, tgi_info):
         app.include_router(part.router)
     app.include_router(tgi_info.open_router)

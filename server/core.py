@@ -134,6 +134,28 @@ class Scoring:
 
 
 @dataclass(frozen=True, slots=True)
+class Parity:
+    """How far logits that were served are from the base model's own, run alone.
+
+    `error` is what is held against `allowed`: in float32 the `largest` difference of a logit, else the median row's
+    root mean square. `deviation` is the logits' standard deviation; all are in the logits' own unit. Of `positions`,
+    `same_tokens` have the same likeliest token.
+    """
+
+    positions: int
+    same_tokens: int
+    largest: float
+    deviation: float
+    error: float
+    allowed: float
+
+    @property
+    def holds(self) -> bool:
+        """Whether the two are the same but for rounding. Never where anything is not a number."""
+        return self.error <= self.allowed
+
+
+@dataclass(frozen=True, slots=True)
 class TokenEvent:
     """One token of one sequence. `finish` is set on the last."""
 

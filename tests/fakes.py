@@ -6,7 +6,16 @@ import asyncio
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field
 
-from server.core import AdapterSource, FinishReason, PrefixKey, PromptScores, SamplingParams, Scoring, TokenEvent
+from server.core import (
+    AdapterSource,
+    FinishReason,
+    Parity,
+    PrefixKey,
+    PromptScores,
+    SamplingParams,
+    Scoring,
+    TokenEvent,
+)
 from server.engine.messages import Hello, Moved, Started, StepReport, StepStats
 from server.errors import AdapterRejected, EngineFault, EngineRestarting, WaybillError
 
@@ -94,8 +103,8 @@ class FakeEngine:
     """An `EngineClient` without an engine: one step of every open sequence per turn of the event loop.
 
     `step_seconds` slows it down. `pause()` holds its steps until `resume()`. `die()` and `revive()` play a crash.
-    Sequences with a number in `waits` never get their turn. What it was asked stands in `submitted`, `checked` and
-    `forgotten`. It counts as found all tokens but the last of a
+    Sequences with a number in `waits` never get their turn. What it was asked stands in `submitted`, `checked`,
+    `verified` and `forgotten`; every verification finds `parity`. It counts as found all tokens but the last of a
     prompt that it was sent before, with the same salt and adapter.
     """
 
@@ -123,6 +132,8 @@ class FakeEngine:
         self._cached_tokens = 0
         self.submitted: list[FakeStream] = []
         self.checked: list[AdapterSource] = []
+        self.verified: list[tuple[tuple[int, ...], int, AdapterSource]] = []
+        self.parity = Parity(9, 9, largest=2e-5, deviation=3.0, error=2e-5, allowed=3e-4)
         self.forgotten: list[str] = []
         self.pinned: set[str] = set()
         self._resident: set[PrefixKey] = set()
@@ -184,6 +195,13 @@ class FakeEngine:
         self.checked.append(adapter)
         if self.rejects:
             raise AdapterRejected(self.rejects)
+
+    async def verify(self, tokens: tuple[int, ...], max_tokens: int, adapter: AdapterSource) -> Parity:
+        self.verified.append((tokens, max_tokens, adapter))
+        await self._going.wait()
+        if self.rejects:
+            raise AdapterRejected(self.rejects)
+        return self.parity
 
     def forget(self, digest: str) -> None:
         self.forgotten.append(digest)

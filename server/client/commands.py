@@ -1,4 +1,4 @@
-"""`waybill adapters push`, `pull`, `ls`, `show`, `promote`, `rollback`, `pin`, `rm`: adapters of a running server."""
+"""`waybill adapters …`: adapters of a running server, asked over its API."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ SERVER = "http://127.0.0.1:8000"
 
 def add_to(cli: typer.Typer) -> None:
     """Add the commands to a command line."""
-    for command in (push, pull, ls, show, promote, rollback, pin, rm):
+    for command in (push, pull, ls, show, promote, rollback, pin, rm, verify):
         cli.command()(command)
 
 
@@ -208,6 +208,24 @@ def rm(
         path = adapter_path(asked.name, "versions", asked.version) if one else adapter_path(asked.name)
         Connection(url, key).send("DELETE", path)
         _tell({"deleted": reference}, f"{what} is deleted", as_json)
+
+
+def verify(reference: Ref, url: Url = SERVER, key: Key = None, as_json: AsJson = False) -> None:
+    """Let the server compare an adapter's logits with the base model's alone; status 1 where they differ."""
+    asked = parse(reference)
+    with _explained():
+        query: dict[str, Any] = {"version": asked.version, **asked.query}
+        found = Connection(url, key).send("POST", adapter_path(f"{asked.name}:verify"), **query)
+        verdict = "computes what it should" if found["holds"] else "DIFFERS from the base model alone"
+        _tell(
+            found,
+            f"{found['tenant']}/{found['name']}@{found['version']} {verdict}: off by {found['error']:.2g} in "
+            f"{found['dtype']} ({found['allowed']:.2g} is allowed), {found['same_tokens']} of {found['positions']} "
+            "likeliest tokens are the same",
+            as_json,
+        )
+    if not found["holds"]:
+        raise SystemExit(1)
 
 
 def _moved(name: str, move: Callable[[], Any], as_json: bool) -> None:

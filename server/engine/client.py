@@ -14,7 +14,7 @@ from collections import deque
 from collections.abc import AsyncIterator, Callable
 from typing import Protocol
 
-from server.core import AdapterSource, EngineConfig, PromptScores, SamplingParams, Scoring, TokenEvent
+from server.core import AdapterSource, EngineConfig, Parity, PromptScores, SamplingParams, Scoring, TokenEvent
 from server.engine.messages import (
     HEADER,
     MAX_FRAME,
@@ -30,6 +30,8 @@ from server.engine.messages import (
     StepReport,
     Submit,
     ToEngine,
+    Verify,
+    VerifyResult,
     decode,
     encode,
 )
@@ -107,6 +109,13 @@ class EngineClient(Protocol):
 
     async def check(self, adapter: AdapterSource) -> None:
         """Judge an adapter's values on the engine. Raises AdapterRejected with the reason."""
+        ...
+
+    async def verify(self, tokens: tuple[int, ...], max_tokens: int, adapter: AdapterSource) -> Parity:
+        """Compare what is served for a sequence and its greedy tokens with the base model run alone.
+
+        Other sequences wait while the model runs alone. Raises what such a sequence fails with.
+        """
         ...
 
     def forget(self, digest: str) -> None:
@@ -205,7 +214,7 @@ class ProcessEngine:
         self._command = command
         self._sequences = itertools.count(1)
         self._streams: dict[int, _Stream] = {}
-        self._checks: dict[int, asyncio.Future[CheckResult]] = {}
+        self._trials: dict[int, asyncio.Future[CheckResult | VerifyResult]] = {}
         self._listeners: list[Callable[[StepReport], None]] = []
         self._mourners: list[Callable[[], None]] = []
         self._process: asyncio.subprocess.Process | None = None
@@ -266,21 +275,33 @@ class ProcessEngine:
         return stream
 
     async def check(self, adapter: AdapterSource) -> None:
+        number = next(self._sequences)
+        await self._try(number, Check(number, adapter))
+
+    async def verify(self, tokens: tuple[int, ...], max_tokens: int, adapter: AdapterSource) -> Parity:
+        number = next(self._sequences)
+        result = await self._try(number, Verify(number, tokens, max_tokens, adapter))
+        assert isinstance(result, VerifyResult), "a verification is answered as one"
+        assert result.parity is not None, "what has no code has a finding"
+        return result.parity
+
+    async def _try(self, number: int, question: Check | Verify) -> CheckResult | VerifyResult:
+        """Ask, and return the verdict. Raises the error that it names."""
         if not self.ready:
             raise EngineRestarting("the engine is being restarted", retry_after=5)
-        number = next(self._sequences)
-        verdict: asyncio.Future[CheckResult] = asyncio.get_running_loop().create_future()
-        self._checks[number] = verdict
-        self._send(Check(number, adapter))
+        verdict: asyncio.Future[CheckResult | VerifyResult] = asyncio.get_running_loop().create_future()
+        self._trials[number] = verdict
+        self._send(question)
         try:
             result = await verdict
         except asyncio.CancelledError:
             self._send(Abort(number))
             raise
         finally:
-            self._checks.pop(number, None)
+            self._trials.pop(number, None)
         if result.code:
             raise error_of(result.code, result.message)
+        return result
 
     def forget(self, digest: str) -> None:
         self._send(Forget(digest))
@@ -356,8 +377,9 @@ class ProcessEngine:
                 return
             if isinstance(message, StepReport):
                 self._spread(message)
-            elif isinstance(message, CheckResult):
-                verdict = self._checks.get(message.check)
+            elif isinstance(message, CheckResult | VerifyResult):
+                number = message.check if isinstance(message, CheckResult) else message.verify
+                verdict = self._trials.get(number)
                 if verdict is not None and not verdict.done():
                     verdict.set_result(message)
 
@@ -397,7 +419,7 @@ class ProcessEngine:
         streams, self._streams = self._streams, {}
         for stream in streams.values():
             stream.fail(EngineRestarting(reason, retry_after=5))
-        for verdict in self._checks.values():
+        for verdict in self._trials.values():
             if not verdict.done():
                 verdict.set_exception(EngineRestarting(reason, retry_after=5))
 

@@ -10,12 +10,11 @@ from queue import Empty, SimpleQueue
 
 from torch import Tensor
 
-from server.core import NO_TOKEN, AdapterSource, PrefixKey, PromptScores, SamplingParams, Scoring, TokenEvent
+from server.core import NO_TOKEN, AdapterSource, PrefixKey, PromptScores, Scoring, TokenEvent
 from server.engine.grammars.masks import Masks, Start
 from server.engine.messages import (
     Abort,
     Check,
-    CheckResult,
     Failure,
     Forget,
     FromEngine,
@@ -26,6 +25,8 @@ from server.engine.messages import (
     StepStats,
     Submit,
     ToEngine,
+    Verify,
+    VerifyResult,
 )
 from server.engine.model.launches import Launch
 from server.engine.model.runner import LogitRow, Runner
@@ -33,12 +34,10 @@ from server.engine.model.sampler import Draw, DrawRequest, Sampler
 from server.engine.model.scoring import Scored, rows_to_score, score
 from server.engine.prefixes.read import AdapterTensors
 from server.engine.scheduler.plan import Span, StepPlan
-from server.engine.scheduler.scheduler import Scheduler
+from server.engine.scheduler.scheduler import Outcome, Scheduler
 from server.engine.scheduler.sequence import Sequence
+from server.engine.trials import Canary, Trial, Verification
 from server.errors import AdapterRejected, ContextTooLong, EngineFault, WaybillError
-
-CANARY_TOKENS = 8
-"""Text tokens that follow an adapter's virtual tokens in the forward that judges it."""
 
 _NOTHING = Draw(NO_TOKEN)
 """What a sequence with `max_tokens == 0` draws: it is there for its rows of logits."""
@@ -65,13 +64,25 @@ class Prepared:
     outcome: Start | WaybillError
 
 
+@dataclass(frozen=True, slots=True)
+class Read:
+    """The file of an adapter that is to be verified was read, or could not be; a loading thread leaves it here."""
+
+    message: Verify
+    outcome: AdapterTensors | WaybillError
+
+
+Internal = Loaded | Prepared | Read
+"""What the engine's own threads leave in its inbox."""
+
+
 @dataclass(slots=True)
 class _Job:
     """What the engine remembers of a sequence beside the scheduler."""
 
     arrived: float
     prefix: PrefixKey | None
-    check: int | None = None
+    trial: Trial | None = None
     started: bool = False
     scoring: Scoring | None = None
     on_row: RowListener | None = None
@@ -115,7 +126,7 @@ class Engine:
         masks: Masks,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self.inbox: SimpleQueue[ToEngine | Loaded | Prepared | None] = SimpleQueue()
+        self.inbox: SimpleQueue[ToEngine | Internal | None] = SimpleQueue()
         self._scheduler = scheduler
         self._runner = runner
         self._sampler = sampler
@@ -142,7 +153,7 @@ class Engine:
             for reply in self.step():
                 send(reply)
 
-    def handle(self, message: ToEngine | Loaded | Prepared) -> None:
+    def handle(self, message: ToEngine | Internal) -> None:
         """Take in one message; its effect shows in the next step."""
         match message:
             case Submit():
@@ -150,13 +161,17 @@ class Engine:
             case Abort(sequence):
                 self._end(sequence)
             case Check():
-                self._check(message)
+                self._try(Canary(message, self._runner.model.vocab_size))
+            case Verify():
+                self._readers.submit(self._read_again, message)
             case Forget(adapter):
                 self._scheduler.forget(adapter)
             case Pin(adapter, pinned):
                 self._scheduler.pin(adapter, pinned)
             case Loaded():
                 self._loaded(message)
+            case Read():
+                self._verify(message)
             case Prepared():
                 self._prepared(message)
             case _:
@@ -196,7 +211,7 @@ class Engine:
         """Whether nothing can be done before something arrives in the inbox."""
         return self._flight is None and (self._stalled or not self._scheduler.has_work)
 
-    def drain(self, *, block: bool) -> Iterator[ToEngine | Loaded | Prepared | None]:
+    def drain(self, *, block: bool) -> Iterator[ToEngine | Internal | None]:
         """Yield what is in the inbox; with `block`, wait for the first."""
         try:
             yield self.inbox.get(block=block)
@@ -234,17 +249,29 @@ class Engine:
             self._masks.begin(sequence, prepared.outcome)
             self._add(prepared.message, job, prepared.rows)
 
-    def _check(self, message: Check) -> None:
-        """Judge by an ordinary sequence: reading judges the values, one drawn token shows the logits are finite."""
-        adapter = message.adapter
-        compiled = set(adapter.prefix_ids)
-        vocabulary = self._runner.model.vocab_size
-        rest: tuple[int, ...] = ()
-        if adapter.needs_table:
-            rest = tuple(i for i in range(vocabulary, vocabulary + adapter.num_virtual_tokens) if i not in compiled)
-        canary = tuple(vocabulary * i // (CANARY_TOKENS + 1) for i in range(1, CANARY_TOKENS + 1))
-        job = _Job(self._clock(), adapter.key, check=message.check)
-        self._add(Submit(message.check, rest + canary, SamplingParams(max_tokens=1), adapter), job)
+    def _try(self, trial: Canary | Verification) -> None:
+        message = trial.submit
+        job = _Job(self._clock(), _key(message.adapter), trial=trial)
+        rows: frozenset[int] = frozenset()
+        if isinstance(trial, Verification):
+            job.on_row, rows = trial.take, trial.rows
+        self._add(message, job, rows)
+
+    def _read_again(self, message: Verify) -> None:
+        """Runs on a reader thread: what is compared with shares nothing with what is served."""
+        try:
+            self.inbox.put(Read(message, self._read(message.adapter)))
+        except WaybillError as error:
+            self.inbox.put(Read(message, error))
+        except Exception as error:  # somebody waits for an answer
+            self.inbox.put(Read(message, EngineFault(f"reading the adapter failed: {error}")))
+
+    def _verify(self, read: Read) -> None:
+        if isinstance(read.outcome, WaybillError):
+            error = read.outcome
+            self._outbox.append(VerifyResult(read.message.verify, None, error.code, error.message))
+        else:
+            self._try(Verification(read.message, self._runner.model, read.outcome))
 
     def _prepare(self, plan: StepPlan) -> None:
         """Everything in the plan that comes before the packed forward, in the plan's order."""
@@ -288,7 +315,7 @@ class Engine:
         events = tuple(
             TokenEvent(out.sequence, out.token, out.finish, draw.logprob, draw.top_logprobs)
             for out in outcomes
-            if not self._judged(out.sequence)
+            if not self._tried(out)
             for draw in (drawn.get(out.sequence, _NOTHING),)
         )
         for out in outcomes:
@@ -420,21 +447,23 @@ class Engine:
             holding.tensors = AdapterTensors()
         holding.ready_at = self._clock()
 
-    def _judged(self, sequence: int) -> bool:
-        """Whether the sequence was a check; then its token is the verdict, not an event."""
-        job = self._jobs[sequence]
-        if job.check is None:
+    def _tried(self, out: Outcome) -> bool:
+        """Whether the sequence is a trial; then its end is a verdict, and its tokens are no events."""
+        trial = self._jobs[out.sequence].trial
+        if trial is None:
             return False
-        self._outbox.append(CheckResult(job.check))
+        trial.drew(out.token)
+        if out.finish is not None:
+            self._outbox.append(trial.end(None))
         return True
 
     def _fail(self, sequence: int, error: WaybillError) -> None:
         job = self._jobs.get(sequence)
         if job is None:
             return
-        if job.check is not None:
-            self._outbox.append(CheckResult(job.check, error.code, error.message))
-            if job.prefix is not None:
+        if job.trial is not None:
+            self._outbox.append(job.trial.end(error))
+            if isinstance(job.trial, Canary) and job.prefix is not None:
                 self._scheduler.forget(job.prefix.adapter)
         else:
             self._failures.append(Failure(sequence, error.code, error.message))
@@ -459,7 +488,7 @@ class Engine:
         started = []
         for span in plan.spans:
             job = self._jobs.get(span.sequence)
-            if job is None or job.started or job.check is not None:
+            if job is None or job.started or job.trial is not None:
                 continue
             job.started = True
             ready_at = self._held[job.prefix].ready_at if job.prefix is not None else job.arrived

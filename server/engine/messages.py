@@ -1,9 +1,9 @@
 """What crosses between the API process and the engine process: length-prefixed JSON of plain dataclasses.
 
-To the engine: `Configure` first, then `Submit`, `Abort`, `Check`, `Forget`, `Pin`. From it: `Hello` or `Refused` once,
-then a `StepReport` per step (one batched message) and a `CheckResult` per check. A frame is a 4-byte big-endian length
-and that many bytes of UTF-8 JSON. A step's events, the bulk of all traffic, are bare lists: `[sequence, token]`, and
-the other fields of `TokenEvent` behind them where one is set.
+To the engine: `Configure` first, then `Submit`, `Abort`, `Check`, `Verify`, `Forget`, `Pin`. From it: `Hello` or
+`Refused` once, then a `StepReport` per step (one batched message), a `CheckResult` per check and a `VerifyResult` per
+verification. A frame is a 4-byte big-endian length and that many bytes of UTF-8 JSON. A step's events, the bulk of all
+traffic, are bare lists: `[sequence, token]`, and the other fields of `TokenEvent` behind them where one is set.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from server.core import (
     BaseModel,
     EngineConfig,
     FinishReason,
+    Parity,
     PrefixKey,
     PromptScores,
     SamplingParams,
@@ -67,6 +68,16 @@ class Check:
     """Judge an adapter's values: finite before and after the cast, sane magnitude, a canary forward."""
 
     check: int
+    adapter: AdapterSource
+
+
+@dataclass(frozen=True, slots=True)
+class Verify:
+    """Compare what is served for `tokens` behind an adapter, and `max_tokens` greedy ones, with the model run alone."""
+
+    verify: int
+    tokens: tuple[int, ...]
+    max_tokens: int
     adapter: AdapterSource
 
 
@@ -177,15 +188,26 @@ class CheckResult:
     message: str = ""
 
 
-ToEngine = Configure | Submit | Abort | Check | Forget | Pin
-FromEngine = Hello | Refused | StepReport | CheckResult
+@dataclass(frozen=True, slots=True)
+class VerifyResult:
+    """What a `Verify` found, or why it found nothing: `code`, one of `server.errors`, and `message`."""
+
+    verify: int
+    parity: Parity | None = None
+    code: str = ""
+    message: str = ""
+
+
+ToEngine = Configure | Submit | Abort | Check | Verify | Forget | Pin
+FromEngine = Hello | Refused | StepReport | CheckResult | VerifyResult
 Message = ToEngine | FromEngine
 
 _NESTED: dict[str, type] = {
     cls.__name__: cls
     for cls in (
-        Configure, Submit, Abort, Check, Forget, Pin, Hello, Refused, StepReport, CheckResult, Failure, Started, Moved,
-        StepStats, SamplingParams, AdapterSource, PrefixKey, EngineConfig, BaseModel, Scoring, PromptScores,
+        Configure, Submit, Abort, Check, Verify, Forget, Pin, Hello, Refused, StepReport, CheckResult, VerifyResult,
+        Failure, Started, Moved, StepStats, SamplingParams, AdapterSource, PrefixKey, EngineConfig, BaseModel, Scoring,
+        PromptScores, Parity,
     )
 }  # fmt: skip
 _ENUMS: dict[tuple[str, str], type[StrEnum]] = {

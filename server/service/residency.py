@@ -12,10 +12,9 @@ from server.core import BaseModel, PrefixKey, SamplingParams
 from server.engine.client import EngineClient
 from server.engine.messages import StepReport
 from server.errors import AdapterNotFound, InvalidRequest, WaybillError
-from server.formats.spec import AdapterSpec
 from server.service.adapters import AdapterService
-from server.service.prompting import Prompter, RenderedPrompt
-from server.service.sources import source_of
+from server.service.prompting import Prompter
+from server.service.sources import filled, source_of
 from server.service.tenants import Tenant
 from server.store.version import Version
 
@@ -98,7 +97,7 @@ class ResidencyService:
         async with self._preloads:
             held = await self._adapters.acquire(tenant, f"{version.tenant}/{version.name}@{version.label}")
             try:
-                prompt = await asyncio.to_thread(self._smallest_prompt, held.spec)
+                prompt = await asyncio.to_thread(filled, self._prompter, held.spec, "a")
                 await self._engine.wait_ready(ENGINE_WAIT)
                 source = source_of(self._base, held, prompt)
                 stream = self._engine.submit(prompt.tokens, SamplingParams(max_tokens=1), source)
@@ -175,8 +174,3 @@ class ResidencyService:
                     self.unpin(version)
                 except WaybillError as error:
                     logger.warning("a pinned adapter is not back yet: %s", error.code)
-
-    def _smallest_prompt(self, spec: AdapterSpec) -> RenderedPrompt:
-        if spec.template is None or not spec.template.field_names:
-            return self._prompter.render(spec, prompt="a")
-        return self._prompter.render(spec, fields=dict.fromkeys(spec.template.field_names, "a"))

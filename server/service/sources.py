@@ -1,9 +1,10 @@
-"""What the engine needs of an adapter for one prompt."""
+"""What the engine needs of an adapter for one prompt, and a prompt for those that come without a request."""
 
 from __future__ import annotations
 
 from server.core import AdapterSource, BaseModel, PrefixKey
-from server.service.prompting import RenderedPrompt
+from server.formats.spec import AdapterSpec
+from server.service.prompting import Prompter, RenderedPrompt
 from server.store.version import Version
 
 
@@ -21,3 +22,11 @@ def source_of(base: BaseModel, version: Version, prompt: RenderedPrompt) -> Adap
         needs_table=prompt.needs_table,
         scale_by_sqrt_hidden=spec.scale_by_sqrt_hidden,
     )
+
+
+def filled(prompter: Prompter, spec: AdapterSpec, text: str) -> RenderedPrompt:
+    """Return an adapter's prompt with `text` for the prompt, or for every field of its template; of its first task."""
+    task = 0 if spec.num_tasks > 1 else None
+    if spec.template is None or not spec.template.field_names:
+        return prompter.render(spec, prompt=text, task=task)
+    return prompter.render(spec, fields=dict.fromkeys(spec.template.field_names, text), task=task)

@@ -16,7 +16,7 @@ from typing import Any
 from fastapi import FastAPI
 from pydantic import BaseModel
 
-from server.api.adapters.cards import AdapterCard, AliasMove, ResidencyCard, VersionCard
+from server.api.adapters.cards import AdapterCard, AliasMove, ParityCard, ResidencyCard, VersionCard
 from server.api.adapters.changing import AliasTarget, Description
 from server.api.adapters.residency import ResidencyChange
 from server.api.fields import GenerationFields
@@ -56,7 +56,7 @@ MODELS: dict[str, type[BaseModel]] = {
         GenerationFields, GenerateRequest, GenerateReply, OpenAIFields, CompletionRequest, CompletionReply, ChatRequest,
         ChatReply, ModelCard, TokenizeRequest, TokenizeReply, LocatedToken, DetokenizeRequest, DetokenizeReply,
         TokenizerInfo, TgiRequest, TgiParameters, TgiReply, TgiEvent, TgiInfo, AdapterCard,
-        VersionCard, AliasMove, AliasTarget, Description, ResidencyCard, ResidencyChange,
+        VersionCard, AliasMove, AliasTarget, Description, ParityCard, ResidencyCard, ResidencyChange,
     )
 }  # fmt: skip
 

@@ -157,3 +157,13 @@ def test_a_probe_is_run(shared_server: RunningServer, tmp_path: Path) -> None:
         reply = client.post("/v1/adapters", data={"name": "probed"}, files=files)
         assert reply.status_code == 422
         assert "probe should be followed by" in reply.json()["error"]["message"]
+
+
+def test_every_adapter_computes_what_the_base_model_alone_does(shared_server: RunningServer) -> None:
+    with shared_server.client() as client:
+        for name in (*(f"a{number}" for number in range(15)), "long"):
+            answer = client.post(f"/v1/adapters/{name}:verify", timeout=60)
+            assert answer.status_code == 200, (name, answer.text)
+            found = answer.json()
+            assert found["holds"], (name, found["error"], found["allowed"], found["same_tokens"], found["positions"])
+            assert found["positions"] == found["same_tokens"] > 16

@@ -11,6 +11,7 @@ import pytest
 from typer.testing import CliRunner
 
 from server.cli import cli
+from server.core import Parity
 from tests.http import folders
 from tests.http.conftest import Api, MakeApi
 
@@ -80,6 +81,18 @@ async def test_a_life_by_commands(commands: Commands, tmp_path: Path) -> None:
     assert "mine@v2 is deleted" in await commands.run("rm", "mine@v2", "--yes")
     assert "with all its versions is deleted" in await commands.run("rm", "mine", "--yes")
     assert await commands.json("ls") == []
+
+
+async def test_an_adapter_that_differs_ends_the_command_with_one(commands: Commands, tmp_path: Path) -> None:
+    await commands.run("push", folder(tmp_path / "a", folders.soft_prompt()), "mine")
+    assert (await commands.json("verify", "default/mine@v1"))["version"] == "v1"
+    said = await commands.run("verify", "mine")
+    assert "default/mine@v1 computes what it should: off by 2e-05 in float32 (0.0003 is allowed), 9 of 9" in said
+    commands.api.engine.parity = Parity(9, 5, largest=1.0, deviation=3.0, error=1.0, allowed=3e-4)
+    runner = CliRunner()
+    words = ["adapters", "verify", "mine", "--url", commands.url]
+    result = await asyncio.to_thread(runner.invoke, cli, words)
+    assert (result.exit_code, "DIFFERS" in result.stdout) == (1, True)
 
 
 async def test_a_zip_is_pushed_too(commands: Commands, tmp_path: Path) -> None:

@@ -268,3 +268,41 @@ async def test_a_body_is_checked_against_its_content_digest(api: Api) -> None:
         refused(await send(header), 400, "invalid_request", "Content-Digest")
     refused(await send(f"sha-256=:{of('sha256')}:", damaged), 400, "invalid_request", "Content-Digest")
     assert len((await api.client.get("/v1/adapters")).json()["data"]) == 1
+
+
+async def test_an_adapter_is_verified(api: Api) -> None:
+    first, second = await publish(api, "mine", 0.1, 0.2)
+    answer = await api.client.post("/v1/adapters/mine:verify")
+    assert answer.status_code == 200
+    assert answer.json() == {
+        "name": "mine", "tenant": "default", "version": "v2", "digest": second, "dtype": "float32", "holds": True,
+        "positions": 9, "same_tokens": 9, "largest_difference": 2e-5, "standard_deviation": 3.0, "error": 2e-5,
+        "allowed": 3e-4,
+    }  # fmt: skip
+    tokens, new_tokens, source = api.engine.verified[-1]
+    assert (source.key.adapter, new_tokens) == (second, 8)
+    assert len(tokens) > 50
+    older = await api.client.post("/v1/adapters/mine:verify", params={"version": "1"})
+    assert older.json()["digest"] == first
+    refused(await api.client.post("/v1/adapters/none:verify"), 404, "adapter_not_found", "adapter")
+    refused(await api.client.get("/v1/adapters/mine:verify"), 400, "invalid_request", "name")
+
+
+async def test_verifications_come_one_at_a_time(api: Api) -> None:
+    await publish(api, "mine", 0.1)
+    api.engine.pause()
+    running = asyncio.create_task(api.client.post("/v1/adapters/mine:verify"))
+    await until(lambda: bool(api.engine.verified))
+    card = (await api.client.get("/v1/adapters/mine")).json()
+    assert card["residency"]["in_flight"] == 1
+    refused(await api.client.post("/v1/adapters/mine:verify"), 503, "overloaded", None)
+    api.engine.resume()
+    assert (await running).json()["holds"]
+    assert (await api.client.post("/v1/adapters/mine:verify")).status_code == 200
+
+
+async def test_a_multitask_adapter_is_preloaded_and_verified_by_its_first_task(api: Api) -> None:
+    assert (await api.publish("mine", folders.multitask(3))).status_code == 201
+    assert (await put(api, "mine/residency", {"pinned": True})).json()["state"] == "kv"
+    assert (await api.client.post("/v1/adapters/mine:verify")).status_code == 200
+    assert api.engine.submitted[-1].adapter.key.task == api.engine.verified[-1][2].key.task == 0

@@ -71,6 +71,25 @@ class VersionList(BaseModel):
     has_more: bool
 
 
+class ParityCard(BaseModel):
+    """How far an adapter's logits are, as the server computes them, from the base model's own, in the logits' unit."""
+
+    name: str
+    tenant: str
+    version: str
+    digest: str
+    dtype: str = Field(description="What the base model is served in.")
+    holds: bool = Field(description="Whether `error` is at most `allowed`: the two are the same but for rounding.")
+    positions: int = Field(description="Rows of logits that were compared.")
+    same_tokens: int = Field(description="Of these, rows with the same likeliest token.")
+    largest_difference: float = Field(description="Of any logit.")
+    standard_deviation: float = Field(description="Of the logits of a row.")
+    error: float = Field(
+        description="In float32 the largest difference; in other formats the median row's root mean square."
+    )
+    allowed: float
+
+
 class AliasMove(BaseModel):
     """What an alias meant and means."""
 

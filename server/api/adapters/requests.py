@@ -15,6 +15,7 @@ Name = Annotated[str, PathParameter(max_length=200, description="The adapter's n
 VersionName = Annotated[
     str, PathParameter(max_length=80, description="A number (`3` or `v3`), an alias, or a digest (`sha256:…`).")
 ]
+Chosen = Annotated[str, Query(max_length=80, description="A number (`3` or `v3`), an alias, or a digest.")]
 Alias = Annotated[str, PathParameter(max_length=80, description="1 to 32 of a-z, 0-9 and `-`; not `v` and digits.")]
 Owner = Annotated[
     str | None, Query(alias="tenant", max_length=80, description="Whose; yours, else the public one, where left out.")

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Annotated
-
-from fastapi import Query, Request
+from fastapi import Request
 from pydantic import Field, model_validator
 from starlette.responses import JSONResponse, Response
 
 from server.api.adapters.cards import ResidencyCard, as_json, residency_card
-from server.api.adapters.requests import Name, Owner, chosen
+from server.api.adapters.requests import Chosen, Name, Owner, chosen
 from server.api.auth import CurrentTenant, protected_router
 from server.api.body import read_json
 from server.api.openapi import ANY_ROUTE, GENERATING, error_replies, json_body
@@ -21,8 +19,6 @@ from server.service.residency import ResidencyService
 router = protected_router("/v1")
 
 MAX_BODY = 4096
-
-Chosen = Annotated[str, Query(max_length=80, description="A number (`3` or `v3`), an alias, or a digest.")]
 
 
 class ResidencyChange(Strict):

@@ -17,20 +17,10 @@ from server.engine.model.attention.hook import detach
 from server.engine.model.forward import Forward
 from server.engine.model.load import LoadedModel
 from server.engine.model.network import Network
+from server.engine.model.parity import compare
 from server.engine.model.runner import Runner
 from server.engine.model.support import refuse
 from server.engine.scheduler.plan import Prefix, Span
-
-TOLERANCE = 1e-4
-"""Float32: the largest difference of a logit, in units of the logits' standard deviation where that is over 1."""
-
-ROUNDING = 0.2
-"""Lower precision: the root mean square difference of the median row, over the logits' standard deviation.
-
-The median, since a few rows of any text are chaotic: changing SmolLM2-135M's embeddings by one bfloat16 step moves the
-worst row by up to 2.4, the median row by 0.05 to 0.09. Two correct forwards differ by up to 0.07; one that loses a
-single token of the prefix by 0.24 and 0.48 in the two texts behind it.
-"""
 
 SHORT_WINDOW = 6
 """Tokens. Sliding windows are cut to this while checking, so that every sequence is longer than they are."""
@@ -234,17 +224,12 @@ def _require_all_called(model: LoadedModel, watched: _Watched) -> None:
 def _compare(model: LoadedModel, found: Tensor, expected: Tensor) -> None:
     if not bool(expected.isfinite().all()):
         raise refuse(model.family, "its own logits are not finite")
-    spread = max(float(expected.std(dim=-1).mean()), 1e-6)
-    if model.dtype == torch.float32:
-        error, allowed = float((found - expected).abs().max()), TOLERANCE * max(1.0, spread)
-    else:
-        rows = (found - expected).square().mean(dim=-1).sqrt()
-        error, allowed = float(rows.median()), ROUNDING * spread
-    if not error <= allowed:
+    parity = compare(found, expected, model.dtype)
+    if not parity.holds:
         raise refuse(
             model.family,
-            f"in one packed batch its logits differ from the model's own by {error:.2g}, and {allowed:.2g} is allowed "
-            f"for {model.dtype}",
+            f"in one packed batch its logits differ from the model's own by {parity.error:.2g}, and "
+            f"{parity.allowed:.2g} is allowed for {model.dtype}",
         )
 
 
