@@ -23,12 +23,16 @@ TRIM_EVERY = 1000
 
 MAX_ALIASES = 64
 
+MAX_MANIFEST = 16 * 1024
+"""Bytes. A larger manifest is not copied into the log."""
+
 
 @dataclass(frozen=True, slots=True)
 class Pointers:
     """One state of a name. Versions up to `deleted_through`, and those in `deleted`, are gone; no number comes twice.
 
-    `at` is in seconds since the epoch, `revision` counts the entries of the log.
+    `at` is in seconds since the epoch, `revision` counts the entries of the log. `manifest` is a copy of that of
+    `last_version`, which nearly every reader wants next, or empty.
     """
 
     revision: int = 0
@@ -39,6 +43,7 @@ class Pointers:
     description: str = ""
     tags: tuple[str, ...] = ()
     at: int = 0
+    manifest: bytes = b""
 
     @property
     def latest(self) -> int | None:
@@ -58,9 +63,10 @@ class Pointers:
         """Whether this number may be served."""
         return self.deleted_through < number <= self.last_version and number not in self.deleted
 
-    def published(self, number: int) -> Pointers:
-        """Return the state after `number` was published."""
-        return replace(self, last_version=max(number, self.last_version)).pointing(LATEST, number)
+    def published(self, number: int, manifest: bytes) -> Pointers:
+        """Return the state after `number`, which is above all others, was published."""
+        kept = manifest if len(manifest) <= MAX_MANIFEST else b""
+        return replace(self, last_version=number, manifest=kept).pointing(LATEST, number)
 
     def pointing(self, alias: str, number: int) -> Pointers:
         """Return the state in which an alias means `number`."""
@@ -135,6 +141,7 @@ def _encode(state: Pointers) -> bytes:
         "description": state.description,
         "tags": list(state.tags),
         "at": state.at,
+        "manifest": state.manifest.decode(),
         "writer": secrets.token_hex(8),  # so that a writer knows its own entry
     }
     return json.dumps(entry).encode() + b"\n"
@@ -152,4 +159,5 @@ def _decode(data: bytes) -> Pointers:
         description=str(entry.get("description", "")),
         tags=tuple(str(tag) for tag in entry.get("tags", ())),
         at=int(entry["at"]),
+        manifest=str(entry.get("manifest", "")).encode(),
     )

@@ -103,7 +103,7 @@ class AdapterStore:
         """
         home = Home(tenant, name)
         pointers = self._read_pointers(home)
-        found = list(self._readable(home, pointers.live()))
+        found = list(self._readable(home, pointers.live(), pointers))
         if not found:
             raise _not_found(name, pointers)
         return found
@@ -176,7 +176,7 @@ class AdapterStore:
                     number = max([pointers.last_version, *self.backend.numbers(home)]) + 1
                     while not self.backend.place(home, number, folder):
                         number += 1
-                    self._point_or_remove(home, number)
+                    self._point_or_remove(home, number, manifest)
                 else:
                     number = existing.number
                     self._point(home, number)
@@ -315,11 +315,11 @@ class AdapterStore:
         if pointers.latest is None:
             self._pointers.forget(home)
         else:
-            self._pointers.put(home, (now, pointers))
+            self._pointers.put(home, (now, replace(pointers, manifest=b"")))  # versions are remembered by themselves
 
     def _describe(self, home: Home, newest: int | None = None) -> Adapter | None:
         pointers = self._read_pointers(home, newest)
-        latest = None if pointers.latest is None else self._load(home, pointers.latest)
+        latest = None if pointers.latest is None else self._load(home, pointers.latest, pointers)
         return None if latest is None else Adapter(home.tenant, home.name, pointers, latest)
 
     def _listed(self, home: Home, newest: int | None) -> Adapter | None:
@@ -329,25 +329,29 @@ class AdapterStore:
         self, home: Home, pointers: Pointers, number: int | None, digest: str | None, alias: str
     ) -> Version | None:
         if digest is not None:
-            return next((v for v in self._readable(home, pointers.live()) if v.digest == digest), None)
+            return next((v for v in self._readable(home, pointers.live(), pointers) if v.digest == digest), None)
         wanted = pointers.alias(alias) if number is None else number
-        return self._load(home, wanted) if wanted is not None and pointers.is_live(wanted) else None
+        return self._load(home, wanted, pointers) if wanted is not None and pointers.is_live(wanted) else None
 
-    def _readable(self, home: Home, numbers: Iterable[int]) -> Iterator[Version]:
+    def _readable(self, home: Home, numbers: Iterable[int], pointers: Pointers | None = None) -> Iterator[Version]:
         """Yield the versions among `numbers` that exist; a damaged one is logged."""
 
         def load(number: int) -> Version | None:
-            return _unless_damaged(home, lambda: self._load(home, number))
+            return _unless_damaged(home, lambda: self._load(home, number, pointers))
 
         found = self._readers.map(load, numbers) if self.backend.remote else map(load, numbers)
         yield from (version for version in found if version is not None)
 
-    def _load(self, home: Home, number: int) -> Version | None:
-        """Return a version, None where no manifest says that there is one."""
+    def _load(self, home: Home, number: int, pointers: Pointers | None = None) -> Version | None:
+        """Return a version, None where no manifest, its own or the copy in the log, says that there is one."""
         version = self._versions.get((home, number))
         if version is None:
-            with disk(_READ):
-                data = self.backend.manifest(home, number)
+            data: bytes | None = b""
+            if pointers is not None and number == pointers.last_version:
+                data = pointers.manifest
+            if not data:
+                with disk(_READ):
+                    data = self.backend.manifest(home, number)
             if data is None:
                 return None
             try:
@@ -366,18 +370,18 @@ class AdapterStore:
         ]
         return next((version for version in self._readable(home, numbers) if version.digest == digest), None)
 
-    def _point(self, home: Home, number: int) -> None:
+    def _point(self, home: Home, number: int, manifest: bytes = b"") -> None:
         """Let the name point to a version that lies in its place, unless it has moved on already."""
         while (pointers := self._read_pointers(home)).last_version < number:
-            self._append(home, pointers.published(number))
+            self._append(home, pointers.published(number, manifest))
 
-    def _point_or_remove(self, home: Home, number: int) -> None:
+    def _point_or_remove(self, home: Home, number: int, manifest: bytes) -> None:
         """As `_point`; where a disk refuses that, nothing is left of the version.
 
         A bucket may still carry out what it did not confirm: there the next sweep decides.
         """
         try:
-            self._point(home, number)
+            self._point(home, number, manifest)
         except (OSError, WaybillError):
             with suppress(OSError, WaybillError):
                 if not self.backend.remote and self._read_pointers(home).last_version < number:

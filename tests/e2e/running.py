@@ -81,7 +81,7 @@ def free_port() -> int:
 
 
 @contextmanager
-def running(store: Path, folder: Path, *flags: str, model: Path = MODEL) -> Iterator[RunningServer]:
+def running(store: Path | str, folder: Path, *flags: str, model: Path = MODEL) -> Iterator[RunningServer]:
     """Start a float32 server on a free port with this store; stop it at the end."""
     port = free_port()
     log = folder / f"server-{port}.log"

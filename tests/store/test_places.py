@@ -225,7 +225,7 @@ def test_versions_that_nobody_finished_are_no_versions(store: AdapterStore, anot
 
 def test_a_version_whose_publisher_died_before_the_name_moved_is_pointed_to(store: AdapterStore, another: Open) -> None:
     publish(store, "spam", fill=b"a")
-    store._point_or_remove = lambda home, number: None  # type: ignore[method-assign]
+    store._point_or_remove = lambda home, number, manifest: None  # type: ignore[method-assign]
     publish(store, "spam", fill=b"b")
     assert another().resolve(TENANT, "spam").number == 1
     other = another()

@@ -345,19 +345,46 @@ def test_a_store_that_takes_no_writing_serves_what_it_has(store: AdapterStore) -
 def test_a_damaged_version_is_an_error_of_its_own_and_stops_nothing_else(
     store: AdapterStore, caplog: pytest.LogCaptureFixture
 ) -> None:
-    first = publish(store, "spam", fill=b"a")[0]
-    second = publish(store, "spam", fill=b"b")[0]
+    first, second, third = (publish(store, "spam", fill=fill)[0] for fill in (b"a", b"b", b"c"))
     fine = publish(store, "fine")[0]
+    store.move_alias(TENANT, "spam", "latest", 2)
     for damage in ("{", "{}", "[]", '{"format": 9}', json.dumps({"format": 1, "digest": "x", "created": 0})):
         (second.folder / "manifest.json").write_text(damage)
         again = local_store(store.backend.root)
         with pytest.raises(WaybillError, match="version v2 of adapter 'spam' is damaged"):
             again.resolve(TENANT, "spam")
         assert again.list(TENANT) == [fine]
-        assert again.versions(TENANT, "spam") == [first]
+        assert again.versions(TENANT, "spam") == [third, first]
         assert "default/spam: version v2" in caplog.text
         caplog.clear()
-    assert publish(again, "spam", fill=b"c")[0].number == 3
+    assert publish(again, "spam", fill=b"d")[0].number == 4
+
+
+def test_the_newest_version_is_known_from_the_log_alone(store: AdapterStore) -> None:
+    """A name costs a reader one listing and one read; what an older server wrote, or is long, costs one more."""
+    publish(store, "spam", fill=b"a")
+    newest = publish(store, "spam", fill=b"b")[0]
+    reads: list[int] = []
+
+    def again() -> AdapterStore:
+        opened = local_store(store.backend.root)
+        manifest = opened.backend.manifest
+        reads.clear()
+        opened.backend.manifest = lambda home, number: (reads.append(number), manifest(home, number))[1]  # type: ignore[method-assign]
+        return opened
+
+    assert (again().resolve(TENANT, "spam"), reads) == (newest, [])
+    assert (again().list(TENANT), reads) == ([newest], [])
+    assert again().resolve(TENANT, "spam", number=1).number == 1
+    assert reads == [1]
+    store.move_alias(TENANT, "spam", "prod", 1)
+    assert (again().resolve(TENANT, "spam"), reads) == (newest, [])
+    entry = store.backend.root / TENANT / "spam" / "log"
+    path = min(entry.iterdir())
+    old = json.loads(path.read_text())
+    del old["manifest"]
+    path.write_text(json.dumps(old))
+    assert (again().resolve(TENANT, "spam"), reads) == (newest, [2])
 
 
 def test_a_staged_folder_is_new_empty_and_gone_afterwards(store: AdapterStore) -> None:
