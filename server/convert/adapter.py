@@ -11,7 +11,6 @@ from server.convert.tensors import Tensor
 from server.core import AdapterKind
 from server.formats.strict_json import Malformed
 
-_CHUNK_BYTES = 16 * 1024 * 1024
 _HEADER_ALIGNMENT = 8  # bytes
 
 
@@ -53,21 +52,15 @@ def soft_prompt(table: Tensor, notes: tuple[str, ...] = ()) -> Adapter:
 
 
 def write_safetensors(file: BinaryIO, tensors: Mapping[str, Tensor]) -> None:
-    """Write tensors in the order of their names (https://github.com/huggingface/safetensors#format).
-
-    Rows are written in chunks, so that a view of another file is never copied whole.
-    """
+    """Write tensors in the order of their names (https://github.com/huggingface/safetensors#format)."""
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     end = 0
     for name, tensor in sorted(tensors.items()):
-        start, end = end, end + tensor.data.nbytes
-        header[name] = {"dtype": tensor.dtype, "shape": list(tensor.shape), "data_offsets": [start, end]}
+        start, end = end, end + tensor.num_bytes
+        header[name] = {"dtype": tensor.dtype, "shape": tensor.shape, "data_offsets": [start, end]}
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % _HEADER_ALIGNMENT)
     file.write(len(text).to_bytes(8, "little"))
     file.write(text)
     for _, tensor in sorted(tensors.items()):
-        row_bytes = max(1, tensor.data.nbytes // max(1, len(tensor.data)))
-        step = max(1, _CHUNK_BYTES // row_bytes)
-        for row in range(0, len(tensor.data), step):
-            file.write(tensor.data[row : row + step].tobytes())
+        file.writelines(tensor.rows())

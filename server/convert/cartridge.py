@@ -2,19 +2,18 @@
 
 The file is a dict of four `ParameterList`s with a tensor [1, kv_heads, tokens, head_dim] a layer: keys and values,
 frozen and trainable ("fixed" in files of mid-2025). A layer's keys are its frozen tokens' and then its trainable ones',
-as the model's cache has them: rotated. How many are frozen is read from the tensors' third dimension; the original's own
-reader takes the second, which is the heads.
+as the model's cache has them: rotated. How many are frozen is read from the tensors' third dimension; the original's
+own reader takes the second, which is the heads.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from itertools import pairwise
-
-import numpy as np
 
 from server.convert.adapter import Adapter, peft_config
 from server.convert.symbols import Parameters
-from server.convert.tensors import NUMPY_DTYPES, Tensor, View, same_dtype
+from server.convert.tensors import Tensor, View
 from server.convert.torch_file import TorchFile
 from server.core import AdapterKind
 from server.formats.strict_json import Malformed, shown
@@ -45,9 +44,13 @@ def convert_cartridge(saved: TorchFile, source_bytes: int) -> Adapter:
     if rows == 0:
         raise Malformed("it has no tokens")
     tensors = [tensor for part in (*frozen, *trainable) for tensor in part]
-    if sum(tensor.data.nbytes for tensor in tensors) > source_bytes:
+    if sum(tensor.num_bytes for tensor in tensors) > source_bytes:
         raise Malformed("its tensors share their bytes, as those of a cartridge never do")
-    table = _table([[*pieces] for pieces in (frozen, trainable)], rows)
+    dtypes = {tensor.dtype for tensor in tensors}
+    if len(dtypes) > 1:
+        raise Malformed(f"its tensors have several dtypes, {', '.join(sorted(dtypes))}: save it again in one")
+    columns = num_layers * 2 * heads * head_dim
+    table = Tensor(dtypes.pop(), (rows, columns), _row_of(frozen, trainable, num_frozen))
     config = peft_config(
         AdapterKind.CARTRIDGE,
         rows,
@@ -100,22 +103,16 @@ def _shape(parts: list[list[Tensor]], name: str) -> tuple[int, int, int]:
     return heads, head_dim, tokens
 
 
-def _table(parts: list[list[list[Tensor]]], rows: int) -> Tensor:
-    """Lay keys and values out as PEFT does: row i is token i, its columns [layer, key or value, kv head, head size].
+def _row_of(
+    frozen: list[list[Tensor]], trainable: list[list[Tensor]], num_frozen: int
+) -> Callable[[tuple[int, ...]], bytes]:
+    """Return a table's row as PEFT lays it out: token i's [layer, key or value, kv head, head size]."""
+    heads = range(trainable[0][0].shape[1])
 
-    `parts` is indexed by frozen or trainable, by keys or values, and by layer.
-    """
-    flat = [tensor for part in parts for kind in part for tensor in kind]
-    dtype, tensors = same_dtype(flat)
-    source = iter(tensors)
-    num_layers = len(parts[-1][0])
-    _, heads, _, head_dim = flat[-1].shape
-    table = np.empty((rows, num_layers, 2, heads, head_dim), dtype=NUMPY_DTYPES[dtype])
-    row = 0
-    for part in parts:
-        for kind, layers in enumerate(part):
-            for layer, original in enumerate(layers):
-                tokens = original.shape[2]
-                table[row : row + tokens, layer, kind] = next(source).data[0].transpose(1, 0, 2)
-        row += part[0][0].shape[2] if part[0] else 0
-    return Tensor(dtype, table.reshape(rows, -1))
+    def row(index: tuple[int, ...]) -> bytes:
+        (token,) = index
+        parts, token = (frozen, token) if token < num_frozen else (trainable, token - num_frozen)
+        layers = zip(*parts, strict=True)
+        return b"".join(tensor.row((0, head, token)) for layer in layers for tensor in layer for head in heads)
+
+    return row

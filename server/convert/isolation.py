@@ -12,7 +12,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from server.convert.sources import Source, SourceKind, find_source
+from server.convert.sources import ANY_LENGTH, Source, SourceKind, find_source
 from server.core import AdapterKind
 from server.errors import AdapterRejected, InvalidRequest, WaybillError
 from server.formats.headers import read_header
@@ -21,10 +21,8 @@ from server.formats.peft_config import parse_peft_config
 from server.formats.strict_json import Malformed
 
 _WAIT_SECONDS = 1800
-_ANY_LENGTH = 10_000_000
 _SIGNALS = {
     signal.SIGXCPU: "reading it took more processor time than any file of its size needs",
-    signal.SIGXFSZ: "what it unpacks to is larger than any adapter",
     signal.SIGBUS: "it became shorter while it was read",
 }
 
@@ -112,7 +110,7 @@ def _read_back(source: Source, target: Path, draft: Path, notes: tuple[str, ...]
     """Read what the child wrote as a stranger's: it has handled what a stranger sent."""
     try:
         tensors = read_header(draft / TENSORS)
-        config = parse_peft_config((draft / CONFIG).read_bytes(), _ANY_LENGTH)
+        config = parse_peft_config((draft / CONFIG).read_bytes(), ANY_LENGTH)
         table = tensors["prompt_embeddings"]
     except (Malformed, KeyError) as error:
         raise AdapterRejected(f"{source.file.name}: what came out is no adapter: {error}") from error

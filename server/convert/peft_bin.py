@@ -6,14 +6,14 @@ PEFT wrote it by default until 0.7 (2023) and still does with `safe_serializatio
 from __future__ import annotations
 
 from server.convert.adapter import Adapter
+from server.convert.sources import ANY_LENGTH
 from server.convert.tensors import View
 from server.convert.torch_file import TorchFile
 from server.core import AdapterKind
 from server.formats.peft_config import parse_peft_config
 from server.formats.strict_json import Malformed, shown
 
-_ANY_LENGTH = 1_000_000
-"""Virtual tokens. How many are served is the server's to say, not the file's."""
+_DIMENSIONS = {"prompt_embeddings": 2, "prefix_task_cols": 3, "prefix_task_rows": 3}
 
 
 def convert_peft_bin(saved: TorchFile, config: bytes) -> Adapter:
@@ -22,7 +22,7 @@ def convert_peft_bin(saved: TorchFile, config: bytes) -> Adapter:
     Raises Malformed for kinds that are not served, and for a dict that holds other tensors than the kind has.
     """
     try:
-        said = parse_peft_config(config, _ANY_LENGTH)
+        said = parse_peft_config(config, ANY_LENGTH)
     except Malformed as error:
         raise Malformed(f"adapter_config.json beside it: {error}") from error
     if not isinstance(saved.root, dict):
@@ -39,12 +39,13 @@ def convert_peft_bin(saved: TorchFile, config: bytes) -> Adapter:
     if views.keys() != names:
         raise Malformed("it holds something else than tensors")
     tensors = {name: saved.tensor(view) for name, view in views.items()}
-    table = tensors["prompt_embeddings"]
-    if len(table.shape) != 2 or table.shape[0] != said.num_virtual_tokens:
+    for name, tensor in tensors.items():
+        if len(tensor.shape) != _DIMENSIONS[name] or 0 in tensor.shape:
+            raise Malformed(f"{name} has shape {list(tensor.shape)}; needed are {_DIMENSIONS[name]} dimensions")
+    rows = tensors["prompt_embeddings"].shape[0]
+    if rows != said.num_virtual_tokens:
         raise Malformed(
-            f"prompt_embeddings has shape {list(table.shape)}, but adapter_config.json speaks of "
-            f"{said.num_virtual_tokens} virtual tokens: [{said.num_virtual_tokens}, columns]"
+            f"prompt_embeddings has {rows} rows, but adapter_config.json speaks of {said.num_virtual_tokens} virtual "
+            "tokens"
         )
-    if any(0 in tensor.shape for tensor in tensors.values()):
-        raise Malformed("it holds a tensor without elements")
     return Adapter(config, tensors, said.warnings)

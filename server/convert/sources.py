@@ -20,6 +20,9 @@ class SourceKind(StrEnum):
     KOBOLDAI = "koboldai"
 
 
+ANY_LENGTH = 1_000_000
+"""Virtual tokens. How many are served is the server's to say, not the converter's."""
+
 _NAMES = (
     (re.compile(r"adapter_model\.bin"), SourceKind.PEFT_BIN),
     (re.compile(r"(?:de|en)coder\.pt"), SourceKind.TGIS),

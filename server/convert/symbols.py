@@ -66,7 +66,7 @@ class Parameters:
 
 
 def find_symbol(module: str, name: str) -> Symbol:
-    """Return the symbol of an allowed name. Raises Malformed for every other, saying what to do if it is a known one."""
+    """Return the symbol of an allowed name. Raises Malformed for every other, with what to do about a known one."""
     if (module, name) in _ALLOWED or (module == "torch" and name in STORAGES):
         return Symbol(module, name)
     if reason := _REFUSED.get((module, name)):

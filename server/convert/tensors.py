@@ -1,34 +1,45 @@
-"""Tensors as bytes with a dtype and a shape, checked against the storage that they are views of."""
+"""Tensors as rows of bytes with a dtype and a shape, checked against the storage that they are views of.
+
+Nothing is computed with values here, so bytes and strides are all it takes: numpy would bring the pickle module along.
+"""
 
 from __future__ import annotations
 
+import itertools
 import math
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
-
 from server.formats.strict_json import Malformed
 
-NUMPY_DTYPES = {"F32": "<f4", "F16": "<f2", "BF16": "<u2"}
-"""numpy's name for each dtype of an adapter; bfloat16, which numpy lacks, is its 16-bit pattern."""
+ITEM_BYTES = {"F32": 4, "F16": 2, "BF16": 2}
+"""Bytes of one value of each dtype that an adapter may have."""
 
+_CODES = {4: "I", 2: "H"}
 MAX_DIMENSIONS = 8
 _MAX_INDEX = 2**48
 
 
 @dataclass(frozen=True, slots=True)
 class Tensor:
-    """Values of one dtype ("F32", "F16" or "BF16"); `data` has the numpy dtype of `NUMPY_DTYPES` and any strides."""
+    """Values of one dtype ("F32", "F16" or "BF16"), little-endian.
+
+    `row` returns the values along the last dimension at an index of all the others.
+    """
 
     dtype: str
-    data: npt.NDArray[Any]
+    shape: tuple[int, ...]
+    row: Callable[[tuple[int, ...]], bytes]
 
     @property
-    def shape(self) -> tuple[int, ...]:
-        """The sizes of its dimensions."""
-        return self.data.shape
+    def num_bytes(self) -> int:
+        """Bytes of all values."""
+        return math.prod(self.shape) * ITEM_BYTES[self.dtype]
+
+    def rows(self) -> Iterator[bytes]:
+        """Return all values, a row at a time, the last index running fastest."""
+        return map(self.row, itertools.product(*map(range, self.shape[:-1])))
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,52 +81,37 @@ def make_view(storage: Any, offset: Any, shape: Any, strides: Any) -> View:
 
 
 def resolve(view: View, data: memoryview) -> Tensor:
-    """Return the tensor that `view` is, over its storage's bytes (little-endian), without copying them.
+    """Return the tensor that `view` is, over its storage's bytes, without copying them.
 
     Raises Malformed where the storage has other bytes than claimed, the view leaves it, or the view repeats elements:
     then a few bytes could claim to be a tensor of any size.
     """
-    dtype = np.dtype(NUMPY_DTYPES[view.storage.dtype])
-    numel = view.storage.numel
-    if numel * dtype.itemsize != len(data):
+    numel, item_bytes = view.storage.numel, ITEM_BYTES[view.storage.dtype]
+    if numel * item_bytes != len(data):
         raise Malformed(
             f"the storage {view.storage.key!r} claims {numel:,} elements of {view.storage.dtype}, "
-            f"{numel * dtype.itemsize:,} bytes, but the file has {len(data):,} for it"
+            f"{numel * item_bytes:,} bytes, but the file has {len(data):,} for it"
         )
     count = math.prod(view.shape)
     last = view.offset + sum((size - 1) * stride for size, stride in zip(view.shape, view.strides, strict=True))
-    if count and last >= numel or view.offset > numel:
+    if count and last >= numel:
         raise Malformed(
             f"a tensor of shape {list(view.shape)}, strides {list(view.strides)} and offset {view.offset:,} reaches "
             f"outside its storage of {numel:,} elements"
         )
-    if count > numel or (count > 1 and _repeats(view)):
+    if count > 1 and _repeats(view):
         raise Malformed(
-            f"a tensor of shape {list(view.shape)} and strides {list(view.strides)} repeats the elements of its storage "
-            "(an expanded tensor): save it again after .contiguous()"
+            f"a tensor of shape {list(view.shape)} and strides {list(view.strides)} repeats the elements of its "
+            "storage (an expanded tensor): save it again after .contiguous()"
         )
-    elements = np.frombuffer(data, dtype=dtype)[view.offset :]
-    strides = tuple(stride * dtype.itemsize for stride in view.strides)
-    return Tensor(
-        view.storage.dtype,
-        np.lib.stride_tricks.as_strided(elements, shape=view.shape, strides=strides, writeable=False)
-        if count
-        else np.empty(view.shape, dtype=dtype),
-    )
+    elements: memoryview = data.cast(_CODES[item_bytes])
 
+    def row(index: tuple[int, ...]) -> bytes:
+        *outer, step = view.strides
+        start = view.offset + sum(map(int.__mul__, index, outer))
+        return elements[start : start + view.shape[-1] * max(1, step) : max(1, step)].tobytes()
 
-def same_dtype(tensors: list[Tensor]) -> tuple[str, list[Tensor]]:
-    """Return the tensors in one dtype: their own where they agree, else F32, which holds every value exactly."""
-    dtypes = {tensor.dtype for tensor in tensors}
-    if len(dtypes) == 1:
-        return dtypes.pop(), tensors
-    return "F32", [_widened(tensor) for tensor in tensors]
-
-
-def _widened(tensor: Tensor) -> Tensor:
-    if tensor.dtype == "BF16":
-        return Tensor("F32", (tensor.data.astype("<u4") << 16).view("<f4"))
-    return Tensor("F32", tensor.data.astype("<f4"))
+    return Tensor(view.storage.dtype, view.shape, row)
 
 
 def _indices(value: Any) -> bool:

@@ -5,7 +5,6 @@ The form is that of torch/serialization.py. Values are never copied here: tensor
 
 from __future__ import annotations
 
-import mmap
 import re
 import zlib
 from collections.abc import Callable
@@ -41,17 +40,16 @@ class TorchFile:
         return resolve(view, self._seen[key])
 
 
-def read_torch_file(file: BinaryIO, size: int) -> TorchFile:
-    """Read a file of `size` bytes that torch.save wrote. Raises Malformed for everything else, with the reason."""
-    if size == 0:
+def read_torch_file(file: BinaryIO, data: memoryview) -> TorchFile:
+    """Read a file that torch.save wrote; `data` are its bytes. Raises Malformed for everything else."""
+    if not data:
         raise Malformed("the file is empty")
-    data = memoryview(mmap.mmap(file.fileno(), size, access=mmap.ACCESS_READ))
-    if data[:4] == b"PK\x03\x04":
+    if bytes(data[:4]) == b"PK\x03\x04":
         return _read_zip(file, data)
     if torch_legacy.is_legacy(data):
         root, storages = torch_legacy.read_legacy(data)
         return TorchFile(root, lambda key: _found(storages, key))
-    if data[:1] == b"\x80":
+    if bytes(data[:1]) == b"\x80":
         raise Malformed("it is a bare Python pickle, not a file of torch.save")
     raise Malformed("it is not a file of torch.save: it begins neither as a zip nor as one of before torch 1.6")
 
@@ -67,7 +65,7 @@ def _read_zip(file: BinaryIO, data: memoryview) -> TorchFile:
             raise Malformed(f"it holds {shown(name)}, which torch.save does not write")
         if not member.stored:
             raise Malformed(f"its {shown(name)} is compressed, and torch.save stores it: save it again with torch.save")
-    if "byteorder" in members and _stored(data, members["byteorder"]) != b"little":
+    if "byteorder" in members and bytes(_stored(data, members["byteorder"])) != b"little":
         raise Malformed("its numbers are not little-endian: save it again on a little-endian machine")
     pickled = _stored(data, members["data.pkl"])
     if len(pickled) > MAX_BYTES:

@@ -1,14 +1,12 @@
-"""The form of torch.save before torch 1.6: five pickles in a row, then the storages (torch/serialization.py, legacy)."""
+"""The form of torch.save before torch 1.6: five pickles, then the storages (torch/serialization.py, legacy)."""
 
 from __future__ import annotations
 
 import struct
 from typing import Any
 
-import numpy as np
-
 from server.convert.opcodes import interpret
-from server.convert.tensors import NUMPY_DTYPES, Storage
+from server.convert.tensors import ITEM_BYTES, Storage
 from server.formats.strict_json import Malformed
 
 _MAGIC = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # the pickle of 0x1950a86a20f9469cfc6c
@@ -17,13 +15,13 @@ _VERSION = b"\x80\x02M\xe9\x03."  # the pickle of 1001
 
 def is_legacy(data: memoryview) -> bool:
     """Whether the file begins as torch before 1.6 began it."""
-    return data[: len(_MAGIC)] == _MAGIC
+    return bytes(data[: len(_MAGIC)]) == _MAGIC
 
 
 def read_legacy(data: memoryview) -> tuple[Any, dict[str, memoryview]]:
     """Return what was saved, and the bytes of its storages by key. Raises Malformed."""
     at = len(_MAGIC) + len(_VERSION)
-    if data[len(_MAGIC) : at] != _VERSION:
+    if bytes(data[len(_MAGIC) : at]) != _VERSION:
         raise Malformed("it is of a form of torch.save that is older than 2017: save it again with a newer torch")
     machine = interpret(data[at:])
     at += machine.length
@@ -47,7 +45,7 @@ def _cut(data: memoryview, at: int, keys: Any, storages: dict[str, Storage]) -> 
         if start > len(data):
             raise Malformed("it is cut off before its last storage")
         (numel,) = struct.unpack("<q", data[at:start])
-        at = start + numel * np.dtype(NUMPY_DTYPES[storages[key].dtype]).itemsize
+        at = start + numel * ITEM_BYTES[storages[key].dtype]
         if numel < 0 or at > len(data):
             raise Malformed("a storage claims more bytes than the file has")
         found[key] = data[start:at]

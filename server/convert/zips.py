@@ -1,7 +1,7 @@
 """The members of a stranger's zip: found, judged, and read by name into memory. Nothing is ever unpacked to disk.
 
-torch.save writes zips of the 64-bit form with stored members; KoboldAI plain ones, packed with LZMA. The form is that of
-PKWARE's APPNOTE.TXT 6.3.
+torch.save writes zips of the 64-bit form with stored members; KoboldAI plain ones, packed with LZMA. The form is that
+of PKWARE's APPNOTE.TXT 6.3.
 """
 
 from __future__ import annotations
@@ -19,7 +19,10 @@ MAX_MEMBERS = 8192
 """A cartridge has four tensors a layer, a storage each."""
 
 _MAX_DIRECTORY_BYTES = 1024 * 1024
-_CHUNK = 1024 * 1024
+_PACKED = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_LZMA)
+_CHUNK = 4096
+"""Bytes unpacked at a time. `zipfile` unpacks them whole: 30 MB at most as LZMA, gigabytes as bzip2."""
+
 _END = struct.Struct("<4sHHHHIIH")  # end of central directory record
 _LOCATOR = struct.Struct("<4sIQI")  # of the 64-bit end record, right before the other
 _END64 = struct.Struct("<4sQHHIIQQQQ")
@@ -53,8 +56,9 @@ class Member:
 def read_members(file: BinaryIO, size: int) -> dict[str, Member]:
     """Return the zip's files by name. `size` is the file's in bytes.
 
-    Raises Malformed for what is no zip, has something before or after it, too many members, two of one name, a path that
-    leaves its folder, an encrypted member, or local headers that contradict the central directory.
+    Raises Malformed for what is no zip, has something before or after it, too many members, two of one name, a path
+    that leaves its folder, an encrypted member, members that overlap, or local headers that contradict the central
+    directory.
     """
     _judge_directory(file, size)
     try:
@@ -65,29 +69,33 @@ def read_members(file: BinaryIO, size: int) -> dict[str, Member]:
         if isinstance(error, Malformed):
             raise
         raise Malformed(f"the zip is damaged: {error}") from error
+    if sum(info.compress_size for info in infos) > size:
+        raise Malformed("the zip's members overlap")
     found = {member.name: member for member in members}
     if len(found) != len(members):
         raise Malformed("the zip holds a file twice")
     return found
 
 
-def read_member(file: BinaryIO, member: Member, max_bytes: int) -> bytes:
+def read_member(file: BinaryIO, member: Member, max_bytes: int) -> bytearray:
     """Return a member's bytes, unpacked, once their checksum is right.
 
-    Raises Malformed beyond `max_bytes`, counted as they are read and not as the zip claims.
+    Raises Malformed where it claims more than `max_bytes`; `zipfile` never gives more than is claimed.
     """
+    if member.info.file_size > max_bytes:
+        raise Malformed(
+            f"{shown(member.name)} has {member.info.file_size:,} bytes, more than the {max_bytes:,} allowed"
+        )
+    if member.info.compress_type not in _PACKED:
+        raise Malformed(f"{shown(member.name)} is packed in another way than stored, deflated or LZMA")
     data = bytearray()
     try:
         with zipfile.ZipFile(file) as archive, archive.open(member.info) as packed:
             while chunk := packed.read(_CHUNK):
                 data += chunk
-                if len(data) > max_bytes:
-                    raise Malformed(f"{shown(member.name)} has more than the {max_bytes:,} bytes allowed")
     except _DAMAGE as error:
-        if isinstance(error, Malformed):
-            raise
         raise Malformed(f"{shown(member.name)} in the zip is damaged: {error}") from error
-    return bytes(data)
+    return data
 
 
 def _judge_directory(file: BinaryIO, size: int) -> None:
