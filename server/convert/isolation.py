@@ -21,6 +21,11 @@ from server.formats.peft_config import parse_peft_config
 from server.formats.strict_json import Malformed
 
 _WAIT_SECONDS = 1800
+_PACKAGE = Path(__file__).resolve().parents[1]
+_FLAGS = ("-P", "-S", "-B")
+"""The child finds this package and Python's own library: nothing else that is installed, nothing in the folder where the
+command was given, and it writes no bytecode."""
+
 _SIGNALS = {
     signal.SIGXCPU: "reading it took more processor time than any file of its size needs",
     signal.SIGBUS: "it became shorter while it was read",
@@ -74,12 +79,11 @@ def _run(source: Source, draft: Path) -> tuple[str, ...]:
         "config": None if source.config is None else str(source.config.absolute()),
         "target": str(draft.absolute()),
     }
-    # -P and -B: nothing is imported from, and nothing written into, the folder where the command was given.
-    command = [sys.executable, "-P", "-B", "-m", "server.convert.child", json.dumps(request)]
+    command = [sys.executable, *_FLAGS, "-m", "server.convert.child", json.dumps(request)]
     try:
         ended = subprocess.run(
             command,
-            env=_environment(),
+            env={"PYTHONPATH": str(_PACKAGE.parent), "LC_ALL": "C.UTF-8"},
             stdin=subprocess.DEVNULL,
             capture_output=True,
             timeout=_WAIT_SECONDS,
@@ -98,12 +102,6 @@ def _run(source: Source, draft: Path) -> tuple[str, ...]:
     if "rejected" in report:
         raise AdapterRejected(f"{source.file.name}: {report['rejected']}")
     return tuple(str(note) for note in report["notes"])
-
-
-def _environment() -> dict[str, str]:
-    """Only where this process's modules are; one thread, as a thread's stacks count as memory too."""
-    folders = [entry or os.getcwd() for entry in sys.path]
-    return {"PYTHONPATH": os.pathsep.join(folders), "OPENBLAS_NUM_THREADS": "1", "LC_ALL": "C.UTF-8"}
 
 
 def _read_back(source: Source, target: Path, draft: Path, notes: tuple[str, ...]) -> Conversion:

@@ -200,9 +200,14 @@ class _Machine:
         elif not isinstance(target, dict) or not isinstance(state, dict):
             raise Malformed(f"its pickle gives a state to something else than a ParameterList or {ORDERED_DICT[1]}")
 
-    def storage(self) -> None:
-        """("storage", type, key, device, elements); files before torch 1.6 add a view of it, always None since 0.4."""
+    def persistent(self) -> None:
+        """("storage", type, key, device, elements); the form before torch 1.6 adds a view of it, always None since 0.4.
+
+        That form also has ("module", class, file, source) for a module's class. The source is text that nobody reads.
+        """
         match self._pop():
+            case ("module", Symbol() as symbol, str(), str()):
+                self._push(symbol)
             case ("storage", Symbol("torch", name), str(key), str(), int(numel), *rest) if (
                 name in STORAGES and _STORAGE_KEY.fullmatch(key) and 0 <= numel < 2**48 and rest in ([], [None])
             ):
@@ -211,7 +216,7 @@ class _Machine:
                     raise Malformed(f"its pickle describes the storage {key!r} in two ways")
                 self._push(storage)
             case _:
-                raise Malformed("its pickle refers to a storage in a form that torch.save does not write")
+                raise Malformed("its pickle refers to something outside of it in a form that torch.save does not write")
 
 
 _ACTIONS: dict[bytes, Callable[[_Machine], None]] = {
@@ -244,5 +249,5 @@ _ACTIONS: dict[bytes, Callable[[_Machine], None]] = {
     b"R": _Machine.reduce,
     b"\x81": _Machine.new_object,
     b"b": _Machine.build,
-    b"Q": _Machine.storage,
+    b"Q": _Machine.persistent,
 }

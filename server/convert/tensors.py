@@ -16,7 +16,6 @@ from server.formats.strict_json import Malformed
 ITEM_BYTES = {"F32": 4, "F16": 2, "BF16": 2}
 """Bytes of one value of each dtype that an adapter may have."""
 
-_CODES = {4: "I", 2: "H"}
 MAX_DIMENSIONS = 8
 _MAX_INDEX = 2**48
 
@@ -104,7 +103,7 @@ def resolve(view: View, data: memoryview) -> Tensor:
             f"a tensor of shape {list(view.shape)} and strides {list(view.strides)} repeats the elements of its "
             "storage (an expanded tensor): save it again after .contiguous()"
         )
-    elements: memoryview = data.cast(_CODES[item_bytes])
+    elements: memoryview[int] = data.cast("I") if item_bytes == 4 else data.cast("H")
 
     def row(index: tuple[int, ...]) -> bytes:
         *outer, step = view.strides

@@ -1,7 +1,7 @@
 """`decoder.pt` of TGIS and caikit: one bare tensor [virtual tokens, hidden], a soft prompt for a decoder.
 
-IBM/text-generation-inference, prompt_cache.py; caikit/caikit-nlp, peft_prompt_tuning.py. caikit's config.yml lies beside
-it and says how it was trained, which is over. An `encoder.pt` beside it is the part for an encoder.
+IBM/text-generation-inference, prompt_cache.py; caikit/caikit-nlp, peft_prompt_tuning.py. caikit's config.yml lies
+beside it and says how it was trained, which is over. An `encoder.pt` beside it is the part for an encoder.
 """
 
 from __future__ import annotations
