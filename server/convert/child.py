@@ -55,7 +55,7 @@ def main(request: str) -> None:
         (target / CONFIG).open("xb") as described,
     ):
         data = _mapped(file)
-        _lock_down(len(data))
+        lock_down(len(data))
         try:
             adapter = convert(SourceKind(asked["kind"]), file, data, config)
             described.write(adapter.config)
@@ -95,7 +95,7 @@ def _mapped(file: BinaryIO) -> memoryview:
     return memoryview(mmap.mmap(file.fileno(), size, access=mmap.ACCESS_READ) if size else b"")
 
 
-def _lock_down(size: int) -> None:
+def lock_down(size: int) -> None:
     """Take away what reading a file of `size` bytes does not need; nothing of it can be taken back.
 
     What is open stays open. Root could raise its limits again, so root becomes nobody first, where a container knows

@@ -16,10 +16,10 @@ from server.convert.symbols import ORDERED_DICT, PARAMETER_LIST, STORAGES, Param
 from server.convert.tensors import Storage
 from server.formats.strict_json import Malformed
 
-MAX_BYTES = 4 * 1024 * 1024
-"""Bytes of one pickle. A cartridge of 80 layers has 0.1 MB: values lie outside of it."""
+MAX_BYTES = 1024 * 1024
+"""Bytes of one pickle. A cartridge of 80 layers has 0.1 MB, in 12,000 opcodes: values lie outside of it."""
 
-MAX_OPCODES = 500_000
+MAX_OPCODES = 100_000
 MAX_STACK = 20_000
 MAX_MARKS = 64
 _MAX_NAME = 128

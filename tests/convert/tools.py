@@ -50,7 +50,7 @@ def caikit_decoder(table: torch.Tensor, folder: Path, save: Save = torch.save) -
 
 
 class TrainableCache(nn.Module):
-    """As HazyResearch/cartridges holds its parameters (cartridges/cache.py): [1, kv heads, tokens, head size] a layer."""
+    """As HazyResearch/cartridges holds its parameters (cache.py): [1, kv heads, tokens, head size] a layer."""
 
     def __init__(self, keys: list[torch.Tensor], values: list[torch.Tensor], num_frozen: int) -> None:
         super().__init__()
@@ -93,9 +93,8 @@ def kobold_zip(
     with zipfile.ZipFile(path, "w", compression=packed) as archive, archive.open("tensor.npy", "w") as file:
         np.save(file, array, allow_pickle=False)
     if meta is not None:
-        with zipfile.ZipFile(path, "a", compression=zipfile.ZIP_STORED) as archive:
-            with archive.open("meta.json", "w") as file:
-                file.write(json.dumps(meta, indent=2).encode("utf-8"))
+        with zipfile.ZipFile(path, "a", zipfile.ZIP_STORED) as archive, archive.open("meta.json", "w") as file:
+            file.write(json.dumps(meta, indent=2).encode("utf-8"))
     return path
 
 
