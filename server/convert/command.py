@@ -25,7 +25,11 @@ def convert(
     ],
     target: Annotated[Path, typer.Argument(help="The folder to make; it must not exist yet.")],
     kind: Annotated[
-        SourceKind | None, typer.Option(help="Which tool wrote the file, where its name does not say.")
+        SourceKind | None,
+        typer.Option(
+            metavar="TOOL",
+            help=f"Which tool wrote the file, where its name does not say: {', '.join(SourceKind)}.",
+        ),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print what was made as JSON.")] = False,
 ) -> None:
