@@ -23,8 +23,8 @@ from server.formats.strict_json import Malformed
 _WAIT_SECONDS = 1800
 _PACKAGE = Path(__file__).resolve().parents[1]
 _FLAGS = ("-P", "-S", "-B")
-"""The child finds this package and Python's own library: nothing else that is installed, nothing in the folder where the
-command was given, and it writes no bytecode."""
+"""The child finds this package and Python's own library: nothing else that is installed, nothing in the folder where
+the command was given. It writes no bytecode."""
 
 _SIGNALS = {
     signal.SIGXCPU: "reading it took more processor time than any file of its size needs",
