@@ -29,14 +29,11 @@ from tests.convert.tools import (
     peft_model,
     read,
     soft_prompt,
+    values,
 )
 from tests.tiny_models import tiny_model
 
 TASK = {"task_type": "CAUSAL_LM", "num_virtual_tokens": 5}
-
-
-def table_of(made: Conversion) -> torch.Tensor:
-    return load_file(made.target / "adapter_model.safetensors")["prompt_embeddings"]
 
 
 def loads(made: Conversion, base: BaseModel, table: torch.Tensor) -> None:
@@ -44,7 +41,7 @@ def loads(made: Conversion, base: BaseModel, table: torch.Tensor) -> None:
     spec = judge_folder(made.target, base)
     assert (spec.kind, spec.num_virtual_tokens) == (AdapterKind.PROMPT_TUNING, len(table))
     assert spec.warnings == ()
-    assert torch.equal(table_of(made), table)
+    assert torch.equal(load_file(made.target / "adapter_model.safetensors")["prompt_embeddings"], table)
     loaded = PeftModel.from_pretrained(tiny_model("llama"), made.target)
     assert torch.equal(loaded.get_prompt_embedding_to_save("default").to(table.dtype), table)
 
@@ -68,9 +65,9 @@ def test_caikit_multitask_prompt_tuning(base: BaseModel, tmp_path: Path) -> None
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_tgis_dtypes_and_forms(dtype: str, form: str, tmp_path: Path) -> None:
     table = soft_prompt().to(DTYPES[dtype])
-    made = converted(caikit_decoder(table, tmp_path / "caikit", SAVES[form]))
-    assert made.dtype == dtype
-    assert torch.equal(table_of(made), table)
+    adapter = read(SourceKind.TGIS, caikit_decoder(table, tmp_path / "caikit", SAVES[form]))
+    assert adapter.tensors["prompt_embeddings"].dtype == dtype
+    assert torch.equal(values(adapter), table)
 
 
 def test_an_encoders_prompt_is_refused(tmp_path: Path) -> None:
@@ -111,9 +108,9 @@ def test_kobold(packed: int, base: BaseModel, tmp_path: Path) -> None:
 @pytest.mark.parametrize("dtype", ["F32", "F16"])
 def test_kobold_dtypes(dtype: str, order: Any, tmp_path: Path) -> None:
     table = soft_prompt().to(DTYPES[dtype])
-    made = converted(kobold_zip(np.array(table.numpy(), order=order), tmp_path / "tale.zip"))
-    assert made.dtype == dtype
-    assert torch.equal(table_of(made), table)
+    adapter = read(SourceKind.KOBOLDAI, kobold_zip(np.array(table.numpy(), order=order), tmp_path / "tale.zip"))
+    assert adapter.tensors["prompt_embeddings"].dtype == dtype
+    assert torch.equal(values(adapter), table)
 
 
 @pytest.mark.parametrize("descr", ["|V2", "<V2"])
@@ -123,9 +120,9 @@ def test_kobold_bfloat16(descr: str, tmp_path: Path) -> None:
     path = kobold_zip(table.view(torch.int16).numpy().view("V2"), tmp_path / "plain.zip")
     with zipfile.ZipFile(path) as plain, zipfile.ZipFile(tmp_path / "tale.zip", "w", zipfile.ZIP_LZMA) as tale:
         tale.writestr("tensor.npy", plain.read("tensor.npy").replace(b"|V2", descr.encode()))
-    made = converted(tmp_path / "tale.zip")
-    assert made.dtype == "BF16"
-    assert torch.equal(table_of(made), table)
+    adapter = read(SourceKind.KOBOLDAI, tmp_path / "tale.zip")
+    assert adapter.tensors["prompt_embeddings"].dtype == "BF16"
+    assert torch.equal(values(adapter), table)
 
 
 def test_kobold_without_a_usable_meta(tmp_path: Path) -> None:

@@ -106,6 +106,12 @@ def read(kind: SourceKind, path: Path) -> Adapter:
         return convert(kind, file, data, config.read_bytes() if config.exists() else b"")
 
 
+def values(adapter: Adapter, name: str = "prompt_embeddings") -> torch.Tensor:
+    """One tensor of an adapter in memory."""
+    tensor = adapter.tensors[name]
+    return torch.frombuffer(bytearray(b"".join(tensor.rows())), dtype=DTYPES[tensor.dtype]).reshape(tensor.shape)
+
+
 def converted(source: Path) -> Conversion:
     """Convert into a folder beside the source's, and prove that nothing else is left there."""
     target = source.parent / "converted"
