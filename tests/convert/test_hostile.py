@@ -5,6 +5,7 @@ from __future__ import annotations
 import resource
 import time
 from pathlib import Path
+from random import Random
 
 import pytest
 import torch
@@ -13,7 +14,7 @@ from server.convert.isolation import convert_file
 from server.errors import AdapterRejected
 from server.formats.strict_json import Malformed
 from tests.convert.hostile import BOMBS, CODE, KINDS, MALFORMED, MARKER, RUNS_EVAL, RUNS_SYSTEM, saved, written
-from tests.convert.tools import read
+from tests.convert.tools import SAVES, TrainableCache, kv, read
 
 SECONDS = 2
 
@@ -58,3 +59,20 @@ def test_every_cut_is_refused(tmp_path: Path) -> None:
             (tmp_path / "decoder.pt").write_bytes(whole[:end])
             with pytest.raises(Malformed):
                 read(KINDS["decoder.pt"], tmp_path / "decoder.pt")
+
+
+@pytest.mark.parametrize("form", SAVES)
+def test_changed_bytes_are_refused_or_harmless(form: str, tmp_path: Path) -> None:
+    """Whatever byte of the descriptions changes, the reader refuses in words or returns a whole table."""
+    path = tmp_path / "cache_last.pt"
+    whole = TrainableCache(*kv(), 1).save(path, SAVES[form]).read_bytes()
+    random = Random(0)
+    for _ in range(300):
+        data = bytearray(whole)
+        data[random.randrange(len(data))] = random.randrange(256)
+        path.write_bytes(data)
+        try:
+            table = read(KINDS[path.name], path).tensors["prompt_embeddings"]
+        except Malformed:
+            continue
+        assert sum(map(len, table.rows())) == table.num_bytes
