@@ -11,6 +11,7 @@ import pytest
 import torch
 from peft import (
     CartridgeConfig,
+    CPTConfig,
     LoraConfig,
     MultitaskPromptTuningConfig,
     PeftConfig,
@@ -30,6 +31,7 @@ from tests.convert.tools import DTYPES, SAVES, converted, peft_model, read, soft
 from tests.tiny_models import tiny_model
 
 TASK = {"task_type": "CAUSAL_LM", "num_virtual_tokens": 5}
+IDS = {"cpt_token_ids": [1, 2, 3, 4, 5], "cpt_mask": [1] * 5, "cpt_tokens_type_mask": [1, 2, 3, 3, 4]}
 PREFIX = {**TASK, "prefix_projection": True, "encoder_hidden_size": 8}
 METHODS: Mapping[str, Callable[[], PeftConfig]] = {
     "prompt_tuning": lambda: PromptTuningConfig(**TASK),
@@ -37,6 +39,7 @@ METHODS: Mapping[str, Callable[[], PeftConfig]] = {
     "prefix_tuning projected": lambda: PrefixTuningConfig(**PREFIX),
     "p_tuning": lambda: PromptEncoderConfig(**TASK, encoder_hidden_size=8),
     "multitask_prompt_tuning": lambda: MultitaskPromptTuningConfig(**TASK, num_tasks=3, num_ranks=2),
+    "cpt": lambda: CPTConfig(**TASK, **IDS),
     "cartridge": lambda: CartridgeConfig(**TASK, num_frozen_tokens=1),
 }
 
