@@ -16,6 +16,7 @@ from server import logs, serving
 from server.app import create_app
 from server.basemodel import BaseModelError, fetch_base_model
 from server.client.commands import add_to
+from server.convert.command import convert
 from server.core import BaseModel
 from server.errors import WaybillError
 from server.formats.base import ModelFolderError, read_base_model
@@ -34,6 +35,7 @@ cli.add_typer(model_cli, name="model")
 cli.add_typer(keys_cli, name="keys")
 cli.add_typer(adapters_cli, name="adapters")
 add_to(adapters_cli)
+cli.command()(convert)
 
 out = Console(highlight=False, soft_wrap=True)
 err = Console(stderr=True, highlight=False, soft_wrap=True)

@@ -51,7 +51,7 @@ def require_known_file(name: str) -> None:
     if _PICKLES.fullmatch(name):
         raise AdapterRejected(
             f"{shown(name)} may hold a pickle, which can run code when it is read: tensors come as {TENSORS} "
-            "(PEFT writes it with safe_serialization=True)"
+            "(PEFT writes it with safe_serialization=True; `waybill convert` makes it of what other tools wrote)"
         )
     raise AdapterRejected(
         f"{shown(name)} is no file of an adapter: expected are {CONFIG}, {TENSORS}, {SIDECAR}, {CARD} and LICENSE"
