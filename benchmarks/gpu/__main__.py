@@ -28,8 +28,11 @@ def main() -> int:
     import torch
 
     from benchmarks.gpu import kernels, machine, parity, peers, steps, throughput
+    from benchmarks.gpu.interpreter import hasten
     from benchmarks.gpu.setting import Setting
 
+    if options.dry_run:
+        hasten()
     parts = {
         module.__name__.rpartition(".")[2]: module.run
         for module in (machine, kernels, parity, steps, throughput, peers)

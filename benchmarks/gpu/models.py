@@ -56,6 +56,9 @@ TINY: dict[str, Any] = {
     "head_dim": 16,
     "max_position_embeddings": 512,
 }
+DRY = TINY | {"hidden_size": 32, "intermediate_size": 48, "num_attention_heads": 2, "num_key_value_heads": 1}
+DRY |= {"num_hidden_layers": 1}
+"""For the interpreter, which takes milliseconds for every layer, token and head."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +73,7 @@ class Shape:
 def shapes(setting: Setting) -> list[Shape]:
     """Return the models that are measured, the largest first."""
     if setting.dry:
-        return [Shape("tiny-llama", "LlamaConfig", TINY)]
+        return [Shape("tiny-llama", "LlamaConfig", DRY)]
     return [Shape("llama-3.1-8b", "LlamaConfig", LLAMA_8B), Shape("qwen3-0.6b", "Qwen3Config", QWEN3_06B)]
 
 

@@ -12,7 +12,7 @@ import transformers
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
-from benchmarks.gpu.models import TINY, base_of, engine_for, save_prefix, save_soft_prompt
+from benchmarks.gpu.models import DRY, TINY, base_of, engine_for, save_prefix, save_soft_prompt
 from benchmarks.gpu.setting import Setting
 from server.core import AdapterSource, SamplingParams
 from server.engine.loading import Sizes
@@ -29,7 +29,7 @@ FAMILIES = {
     "gemma2": ("Gemma2Config", {"sliding_window": 24, "query_pre_attn_scalar": 16}),
     "gpt2": ("GPT2Config", None),
 }
-NEW_TOKENS = 12
+Question = tuple[tuple[int, ...], AdapterSource | None]
 SIZES = Sizes(num_blocks=120, block_size=16, prefix_blocks=40, max_seqs=16, step_tokens=256, max_model_len=160)
 
 
@@ -50,25 +50,15 @@ def run(setting: Setting) -> dict[str, Any]:
 
 def _family(setting: Setting, family: str, folder: Path) -> dict[str, float]:
     model = _tiny(setting, family)
-    sources = [
-        None,
-        save_soft_prompt(folder, 1, 9, model),
-        save_prefix(folder, 2, 21, model),
-        save_prefix(folder, 3, 40, model),
-    ]
-    generator = torch.Generator().manual_seed(5)
-    questions = [
-        (tuple(torch.randint(3, model.vocab_size, (length,), generator=generator).tolist()), source)
-        for length in (5, 33)
-        for source in sources
-    ]
+    questions = _questions(setting, model, folder)
     expected = [_oracle(setting, family, tokens, source) for tokens, source in questions]
+    new = _new_tokens(setting)
     found: dict[str, float] = {}
     for name, options in (("plain", {"fused": False}), ("fused", {})):
         engine = engine_for(_tiny(setting, family), SIZES, static=True, **options)
-        crowd, rows = _ask(engine, questions, listen=True)
-        ahead, _ = _ask(engine, questions, listen=False)
-        alone = [_ask(engine, [question], listen=False)[0][0] for question in questions[:3]]
+        crowd, rows = _ask(engine, questions, new, listen=True)
+        ahead, _ = _ask(engine, questions, new, listen=False)
+        alone = [_ask(engine, [question], new, listen=False)[0][0] for question in questions[: 1 if setting.dry else 3]]
         for index, (tokens, logits) in enumerate(expected):
             assert crowd[index] == tokens, (
                 f"{family} {name}: question {index} was answered {crowd[index]}, not {tokens}"
@@ -80,13 +70,30 @@ def _family(setting: Setting, family: str, folder: Path) -> dict[str, float]:
             found[name] = max(found.get(name, 0.0), error)
     if max(found.values()) > 1e-4:
         raise AssertionError(f"{family}: logits differ by {found}")
-    sampled = [(tokens, source) for tokens, source in questions]
-    engine = engine_for(_tiny(setting, family), SIZES, static=True)
-    crowd, _ = _ask(engine, sampled, listen=False, temperature=1.0)
-    assert _ask(engine, sampled[:1], listen=False, temperature=1.0)[0][0] == crowd[0], (
+    crowd, _ = _ask(engine, questions, new, listen=False, temperature=1.0)
+    assert _ask(engine, questions[:1], new, listen=False, temperature=1.0)[0][0] == crowd[0], (
         "a seeded draw differs in a crowd"
     )
     return found
+
+
+def _questions(setting: Setting, model: LoadedModel, folder: Path) -> list[Question]:
+    """Return a short and a longer prompt behind no adapter, a soft prompt, and prefixes of some blocks."""
+    sources = [None, save_soft_prompt(folder, 1, 9, model), save_prefix(folder, 2, 21, model)]
+    lengths: tuple[int, ...] = (5,)
+    if not setting.dry:
+        sources.append(save_prefix(folder, 3, 40, model))
+        lengths = (5, 33)
+    generator = torch.Generator().manual_seed(5)
+    return [
+        (tuple(torch.randint(3, model.vocab_size, (length,), generator=generator).tolist()), source)
+        for length in lengths
+        for source in sources
+    ]
+
+
+def _new_tokens(setting: Setting) -> int:
+    return 4 if setting.dry else 12
 
 
 def _tiny(setting: Setting, family: str) -> LoadedModel:
@@ -94,7 +101,7 @@ def _tiny(setting: Setting, family: str) -> LoadedModel:
     arguments = (
         {"vocab_size": 300, "n_embd": 64, "n_layer": 2, "n_head": 4, "n_positions": 512}
         if extra is None
-        else TINY | extra
+        else (DRY if setting.dry else TINY) | extra
     )
     config = getattr(transformers, name)(**arguments)
     torch.manual_seed(0)
@@ -116,7 +123,7 @@ def _oracle(
     model = _tiny(setting, family)
     module, ids, drawn = model.module, list(tokens), []
     embed = model.embed
-    for _ in range(NEW_TOKENS):
+    for _ in range(_new_tokens(setting)):
         rows = embed(torch.tensor([ids], device=model.device))
         inputs: dict[str, Any] = {}
         before = 0
@@ -142,7 +149,8 @@ def _oracle(
 
 def _ask(
     engine: Engine,
-    questions: list[tuple[tuple[int, ...], AdapterSource | None]],
+    questions: list[Question],
+    new: int,
     *,
     listen: bool,
     temperature: float = 0.0,
@@ -150,7 +158,7 @@ def _ask(
     drawn: list[list[int]] = [[] for _ in questions]
     rows: list[dict[int, Tensor]] = [{} for _ in questions]
     for index, (tokens, source) in enumerate(questions):
-        params = SamplingParams(max_tokens=NEW_TOKENS, temperature=temperature, seed=index)
+        params = SamplingParams(max_tokens=new, temperature=temperature, seed=index)
         message = Submit(index, tokens, params, source)
         if listen:
             engine.submit(
@@ -172,6 +180,6 @@ def _ask(
                 drawn[event.sequence].append(event.token)
                 if event.finish is not None:
                     pending.discard(event.sequence)
-    lengths = [len(tokens) + NEW_TOKENS - 1 for tokens, _ in questions]
+    lengths = [len(tokens) + new - 1 for tokens, _ in questions]
     stacked = [torch.stack([row[p] for p in range(n)]) for row, n in zip(rows, lengths, strict=True)] if listen else []
     return [tuple(tokens) for tokens in drawn], stacked

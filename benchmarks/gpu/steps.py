@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 import time
 from typing import Any
 
@@ -10,7 +11,7 @@ import torch
 from benchmarks.gpu.models import Shape, random_model, shapes
 from benchmarks.gpu.predict import predict
 from benchmarks.gpu.setting import Setting
-from benchmarks.gpu.timing import milliseconds, synchronize
+from benchmarks.gpu.timing import kernels_of, milliseconds, synchronize, trace_of
 from server.engine.model.attention.base import Row
 from server.engine.model.attention.buffers import BatchSize
 from server.engine.model.attention.hook import attach
@@ -23,7 +24,7 @@ from server.engine.model.load import LoadedModel
 
 def run(setting: Setting) -> dict[str, Any]:
     """Return for every model and batch the step's milliseconds, and for the largest a table of kernels."""
-    context = 32 if setting.dry else 1024
+    context = 16 if setting.dry else 1024
     batches = (1, 2) if setting.dry else (1, 16, 64, 256)
     found: dict[str, Any] = {}
     for shape in shapes(setting):
@@ -52,7 +53,7 @@ def _steps(
         for batch in batches if kind == "fused" else batches[:1] + batches[2:3]:
             rows = [Row(i, 1, context - 1, tuple(range(i * each, (i + 1) * each))) for i in range(batch)]
             ids = list(range(batch))
-            for _ in range(3):
+            for _ in range(0 if setting.dry else 3):
                 graphs.run(rows, ids)
 
             def step(graphs: DecodeGraphs = graphs, rows: list[Row] = rows, ids: list[int] = ids) -> None:
@@ -67,38 +68,31 @@ def _steps(
                 "of_bound": expected.memory_ms / ms,
             }
             table.append(row)
-            if setting.device.type == "cuda" and batch in (1, 64):
-                kernels[f"{kind} batch {batch}"] = _kernels(step)
+            if batch in (1, 64):
+                kernels[f"{kind} batch {batch}"] = _kernels(setting, step)
     return {"steps": table, "kernels": kernels}
 
 
 def _host(setting: Setting, step: Any) -> float:
     """Milliseconds that the host is busy with a step, from a device that has nothing to do."""
     times = []
-    for _ in range(5):
+    for _ in range(1 if setting.dry else 5):
         synchronize(setting.device)
         began = time.perf_counter()
         step()
         times.append(time.perf_counter() - began)
-    return sorted(times)[2] * 1e3
+    return statistics.median(times) * 1e3
 
 
-def _kernels(step: Any) -> list[dict[str, Any]]:
+def _kernels(setting: Setting, step: Any) -> list[dict[str, Any]]:
     """Return the kernels of a step by the time that they take: name, launches, microseconds, share."""
-    from torch.profiler import ProfilerActivity, profile
-
-    rounds = 3
-    with profile(activities=[ProfilerActivity.CUDA, ProfilerActivity.CPU]) as trace:
+    rounds = 1 if setting.dry else 3
+    with trace_of(setting.device, launches=True) as trace:
         for _ in range(rounds):
             step()
-        torch.cuda.synchronize()
-    rows = [
-        (event.key, event.count / rounds, event.self_device_time_total / rounds)
-        for event in trace.key_averages()
-        if event.self_device_time_total > 0
-    ]
+        synchronize(setting.device)
+    rows = kernels_of(trace, setting.device, rounds)
     total = sum(row[2] for row in rows)
-    rows.sort(key=lambda row: -row[2])
     return [
         {"name": name[:90], "launches": launches, "us": us, "share": us / total} for name, launches, us in rows[:16]
     ]

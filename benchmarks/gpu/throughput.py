@@ -12,7 +12,7 @@ import torch
 
 from benchmarks.gpu.models import engine_for, random_model, save_prefix, save_soft_prompt, shapes
 from benchmarks.gpu.setting import Setting
-from benchmarks.gpu.timing import milliseconds
+from benchmarks.gpu.timing import kernels_of, milliseconds, trace_of
 from server.core import AdapterSource, SamplingParams
 from server.engine.loading import Sizes
 from server.engine.loop import Engine
@@ -26,11 +26,11 @@ Question = tuple[tuple[int, ...], AdapterSource | None]
 def run(setting: Setting) -> dict[str, Any]:
     """Return output tokens per second while all sequences decode."""
     dry = setting.dry
-    context, fresh = (32, 8) if dry else (1024, 96)
+    context, fresh = (16, 5) if dry else (1024, 96)
     batches = (1, 2) if dry else (1, 64, 256)
     many = 2 if dry else 64
     shape = shapes(setting)[0]
-    long = 64 if dry else 4096
+    long = 32 if dry else 4096
     model = random_model(shape, setting, max_model_len=160 if dry else 5120)
     largest = max(batches)
     each = (context + fresh) // 16 + 2
@@ -43,16 +43,15 @@ def run(setting: Setting) -> dict[str, Any]:
         questions = _questions(model, batch, context, seed=batch)
         found["decode"].append({"batch": batch, **_decode(engine, questions, fresh, sequence)})
         sequence += batch
-    if setting.device.type == "cuda":
-        found["card"] = _card(engine, _questions(model, many, context, seed=5), fresh, sequence)
-        sequence += many
+    found["card"] = _card(setting, engine, _questions(model, many, context, seed=5), fresh, sequence)
+    sequence += many
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         adapters: dict[str, Any] = {}
         for length in (8,) if dry else (32, 128):
             sources = [save_soft_prompt(folder, number, length, model) for number in range(many)]
             base, behind = [], []
-            for turn in range(2):  # in turns
+            for turn in range(1 if dry else 2):  # in turns
                 questions = _questions(model, many, context, seed=1000 * length + turn)
                 base.append(_decode(engine, questions, fresh, sequence)["tok_s"])
                 with_adapters = [(tokens, source) for (tokens, _), source in zip(questions, sources, strict=True)]
@@ -62,7 +61,7 @@ def run(setting: Setting) -> dict[str, Any]:
             adapters[f"{many} of {length}"] = {"none_tok_s": max(base), "tok_s": max(behind), "ratio": ratio}
         sharers = 2 if dry else 32
         cartridge = save_prefix(folder, 7, long, model)
-        short = _questions(model, sharers, 16 if dry else 64, seed=77)
+        short = _questions(model, sharers, 5 if dry else 64, seed=77)
         none = _decode(engine, short, fresh, sequence)["tok_s"]
         shared = _decode(engine, [(t, cartridge) for t, _ in short], fresh, sequence + sharers)["tok_s"]
         adapters[f"{sharers} on a cartridge of {long}"] = {"none_tok_s": none, "tok_s": shared, "ratio": shared / none}
@@ -122,41 +121,38 @@ def _decode(engine: Engine, questions: list[Question], fresh: int, first: int) -
     }
 
 
-def _card(engine: Engine, questions: list[Question], fresh: int, first: int) -> dict[str, Any]:
+def _card(setting: Setting, engine: Engine, questions: list[Question], fresh: int, first: int) -> dict[str, Any]:
     """Return the share of time that the card is busy while all sequences decode, and what a step's kernels are."""
-    from torch.profiler import ProfilerActivity, profile
-
     for index, (tokens, source) in enumerate(questions):
         engine.handle(Submit(first + index, tokens, SamplingParams(max_tokens=fresh), source))
     decoding = 0
-    steps = 12
-    trace = None
+    before, steps = (1, 1) if setting.dry else (fresh // 2, 12)
+    trace = trace_of(setting.device)
+    began = ended = False
     pending = {first + index for index in range(len(questions))}
     while pending:
-        if decoding == fresh // 2:
-            trace = profile(activities=[ProfilerActivity.CUDA])
-            trace.__enter__()
-        if decoding == fresh // 2 + steps and trace is not None:
-            trace.__exit__(None, None, None)
+        if not began and decoding >= before:
+            trace.start()
+            began = True
+        if not ended and decoding >= before + steps:
+            trace.stop()
+            ended = True
         for reply in engine.step():
             assert isinstance(reply, StepReport)
             assert reply.stats is not None
             decoding += reply.stats.batch_sequences == reply.stats.batch_tokens == len(questions)
             pending -= {event.sequence for event in reply.events if event.finish is not None}
-    assert trace is not None
-    spans = sorted((event.time_range.start, event.time_range.end) for event in trace.events() if event.device_time > 0)
+    assert ended, "there were fewer steps than are to be traced"
+    spent = "device_time" if setting.device.type == "cuda" else "cpu_time"
+    events = [event for event in trace.events() if getattr(event, spent) > 0]
+    spans = sorted((event.time_range.start, event.time_range.end) for event in events)
     busy, reached, gaps = 0.0, spans[0][0], []
     for start, end in spans:
         if start > reached:
             gaps.append(start - reached)
         busy += max(0.0, end - max(start, reached))
         reached = max(reached, end)
-    kernels = [
-        (event.key[:60], event.count / steps, event.self_device_time_total / steps)
-        for event in trace.key_averages()
-        if event.self_device_time_total > 0
-    ]
-    kernels.sort(key=lambda row: -row[2])
+    kernels = [(name[:60], launches, us) for name, launches, us in kernels_of(trace, setting.device, steps)]
     return {
         "busy": busy / (reached - spans[0][0]),
         "gaps_us": sorted(gaps, reverse=True)[:16],
