@@ -8,13 +8,12 @@ from typing import Annotated
 
 import typer
 
+from benchmarks.gpu import table as gpu
+from benchmarks.gpu.predict import predicted
 from benchmarks.plot import svg
 from benchmarks.results import read_result
 from benchmarks.servers import ROOT
 from benchmarks.table import full, short
-
-BEGIN, END = "<!-- benchmark -->", "<!-- /benchmark -->"
-_BETWEEN = re.compile(f"{BEGIN}.*?{END}", re.DOTALL)
 
 
 def main(path: Annotated[Path, typer.Argument(exists=True, dir_okay=False)]) -> None:
@@ -25,14 +24,35 @@ def main(path: Annotated[Path, typer.Argument(exists=True, dir_okay=False)]) -> 
 
 
 def pages(path: Path, root: Path) -> dict[Path, str]:
-    """Return the text that each file should have with the result of `path`. Raises ValueError where it has no place."""
+    """Return the text that each file should have with the result of `path`, of a CPU or of a GPU.
+
+    Raises ValueError where it has no place.
+    """
+    if gpu.is_gpu_result(path):
+        return _gpu_pages(path, root)
     result = read_result(path)
     source = path.resolve().relative_to(root.resolve())
     link = f"`{source}`"
+    readme, benchmarks = root / "README.md", root / "docs" / "benchmarks.md"
     return {
         root / "docs" / "benchmarks.svg": svg(result),
-        root / "README.md": _filled(root / "README.md", short(result)),
-        root / "docs" / "benchmarks.md": _filled(root / "docs" / "benchmarks.md", f"From {link}. {full(result)}"),
+        readme: _filled(readme.read_text(), readme, "benchmark", short(result)),
+        benchmarks: _filled(benchmarks.read_text(), benchmarks, "benchmark", f"From {link}. {full(result)}"),
+    }
+
+
+def _gpu_pages(path: Path, root: Path) -> dict[Path, str]:
+    result = gpu.read_gpu_result(path)
+    source = path.resolve().relative_to(root.resolve())
+    readme, performance = root / "README.md", root / "docs" / "performance.md"
+    return {
+        readme: _filled(readme.read_text(), readme, "gpu", gpu.short(result)),
+        performance: _filled(
+            _filled(performance.read_text(), performance, "predicted", predicted()),
+            performance,
+            "gpu",
+            f"From `{source}`. {gpu.full(result)}",
+        ),
     }
 
 
@@ -41,10 +61,12 @@ def newest(root: Path) -> Path:
     return max((root / "benchmarks" / "results").glob("*.json"))
 
 
-def _filled(page: Path, text: str) -> str:
-    filled, count = _BETWEEN.subn(lambda _: f"{BEGIN}\n{text}\n{END}", page.read_text())
+def _filled(before: str, page: Path, name: str, text: str) -> str:
+    begin, end = f"<!-- {name} -->", f"<!-- /{name} -->"
+    between = re.compile(f"{begin}.*?{end}", re.DOTALL)
+    filled, count = between.subn(lambda _: f"{begin}\n{text}\n{end}", before)
     if count != 1:
-        raise ValueError(f"{page} has {count} places for a benchmark, not one")
+        raise ValueError(f"{page} has {count} places for a {name} result, not one")
     return filled
 
 

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
+from benchmarks.markdown import table
 from benchmarks.results import Comparison, Figure, Point, Result, median_of
 
 SHORT = ("plain", "adapters", "mix", "zipf", "long", "transformers", "peft")
@@ -21,7 +20,7 @@ def short(result: Result) -> str:
         for name, item in _comparisons(result, SHORT)
         if item.target is not None
     ]
-    return f"{_table(('workload', 'Waybill', 'against', 'ratio'), rows)}\n\n{_where(result)}"
+    return f"{table(('workload', 'Waybill', 'against', 'ratio'), rows)}\n\n{_where(result)}"
 
 
 def full(result: Result) -> str:
@@ -45,11 +44,11 @@ def full(result: Result) -> str:
         for item in found.figures
     ]
     loads = [_load(point) for found in result.workloads.values() for point in found.points]
-    parts = [_where(result), _table(RATIOS, ratios)]
+    parts = [_where(result), table(RATIOS, ratios)]
     if figures:
-        parts.append(_table(FIGURES, figures))
+        parts.append(table(FIGURES, figures))
     if loads:
-        parts.append(_table(LOADS, loads))
+        parts.append(table(LOADS, loads))
     parts += [f"*{name}*: {note}" for name, found in result.workloads.items() for note in found.notes]
     return "\n\n".join(parts)
 
@@ -109,8 +108,3 @@ def _value(value: float, unit: str) -> str:
 
 def _verdict(met: bool | None) -> str:
     return "" if met is None else "met" if met else "not met"
-
-
-def _table(heads: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:
-    lines = [heads, tuple("---" for _ in heads), *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)

@@ -12,8 +12,9 @@ import transformers
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
-from benchmarks.gpu.models import DRY, TINY, base_of, engine_for, save_prefix, save_soft_prompt
+from benchmarks.gpu.models import base_of, engine_for, save_prefix, save_soft_prompt
 from benchmarks.gpu.setting import Setting
+from benchmarks.gpu.shapes import DRY, TINY
 from server.core import AdapterSource, SamplingParams
 from server.engine.loading import Sizes
 from server.engine.loop import Engine

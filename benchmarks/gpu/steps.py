@@ -8,9 +8,10 @@ from typing import Any
 
 import torch
 
-from benchmarks.gpu.models import Shape, random_model, shapes
+from benchmarks.gpu.models import random_model, shapes
 from benchmarks.gpu.predict import predict
 from benchmarks.gpu.setting import Setting
+from benchmarks.gpu.shapes import Shape
 from benchmarks.gpu.timing import kernels_of, milliseconds, synchronize, trace_of
 from server.engine.model.attention.base import Row
 from server.engine.model.attention.buffers import BatchSize

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import json
+import runpy
 import xml.etree.ElementTree as ElementTree
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from benchmarks.gpu import table as gpu
+from benchmarks.gpu.predict import Sizes, predict
+from benchmarks.gpu.shapes import LLAMA_8B
 from benchmarks.plot import svg
 from benchmarks.publish import newest, pages
 from benchmarks.results import Comparison, Figure, Findings, Point, Result, Turn, compare, read_result, write_result
@@ -15,6 +20,7 @@ from benchmarks.servers import ROOT
 from benchmarks.spreads import paired_ratios, percentile
 from benchmarks.table import full, short
 
+GPU_RESULTS = ROOT / "benchmarks" / "gpu" / "results"
 TURN = Turn(100.0, 640, 6.4, 30.0, 40.0, 50.0, 10.0, 12.0, 15.0, failures=0)
 
 
@@ -109,6 +115,42 @@ def test_a_plot_of_nothing_is_refused() -> None:
         svg(empty)
 
 
-def test_pages_show_the_newest_committed_result() -> None:
-    for page, text in pages(newest(ROOT), ROOT).items():
+@pytest.mark.parametrize("path", [newest(ROOT), gpu.newest(GPU_RESULTS)], ids=["cpu", "gpu"])
+def test_pages_show_the_newest_committed_result(path: Path) -> None:
+    for page, text in pages(path, ROOT).items():
         assert page.read_text() == text, f"{page.name}: run python -m benchmarks.publish on the newest result"
+
+
+def test_the_page_has_the_predictions_that_the_command_prints(capsys: pytest.CaptureFixture[str]) -> None:
+    runpy.run_module("benchmarks.gpu.predict", run_name="__main__")
+    assert capsys.readouterr().out in (ROOT / "docs" / "performance.md").read_text()
+
+
+def test_a_prediction_is_bound_by_the_longer_of_reading_and_multiplying() -> None:
+    one, many = (predict(Sizes.of(LLAMA_8B), batch, 1, 1.0, ffn=14_336, tflop_s=100.0) for batch in (1, 1000))
+    assert one.weight_bytes == 2 * (8_030_261_248 - 128_256 * 4096 - 65 * 4096)  # all but the embedding and the norms
+    assert one.least_ms == pytest.approx(one.weights_ms + one.kv_ms) == pytest.approx(one.memory_ms)
+    assert many.least_ms == pytest.approx(many.linears_ms + many.kv_ms)
+    assert one.bounds.startswith("weights")
+    assert many.bounds.startswith("arithmetic")
+
+
+def test_peers_of_a_gpu_result_have_their_row() -> None:
+    made = gpu.read_gpu_result(gpu.newest(GPU_RESULTS))
+    made["parts"]["peers"] = {"generate": {"tok_s": 1234.0}, "generate_batch": {"failed": "no kernel"}, "seconds": 1.0}
+    text = gpu.full(made)
+    assert "| generate | 1,234 |" in text
+    assert "generate_batch" not in text
+
+
+def test_only_a_run_on_a_card_is_published(tmp_path: Path) -> None:
+    made = gpu.read_gpu_result(gpu.newest(GPU_RESULTS))
+    made["parts"]["machine"]["card"] = "none"
+    path = tmp_path / "dry.json"
+    path.write_text(json.dumps(made))
+    with pytest.raises(ValueError, match="not made on a card"):
+        gpu.read_gpu_result(path)
+    del made["parts"]["steps"]
+    path.write_text(json.dumps(made))
+    with pytest.raises(ValueError, match="lacks .'steps'"):
+        gpu.read_gpu_result(path)
