@@ -4,21 +4,27 @@
 #   docker run -p 127.0.0.1:8000:8000 -v adapters_store:/var/lib/waybill waybill --create-first-key default
 #
 # PYTHON_IMAGE is any Debian-like image with Python 3.11 or newer; TORCH_INDEX is a package index to take torch from
-# (empty: the default one).
+# (empty: the default one). DEVICE=cuda makes the image for an NVIDIA GPU: TORCH_INDEX must then have a CUDA build, as the
+# default index does, and the host needs NVIDIA's driver and its container toolkit.
 ARG PYTHON_IMAGE=python:3.11-slim-bookworm
+ARG DEVICE=cpu
 
 FROM ${PYTHON_IMAGE} AS build
 ARG TORCH_INDEX=
+ARG DEVICE
 ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1 PATH=/app/venv/bin:$PATH
 WORKDIR /src
-# The kernels' compiler; the final stage has none.
+# The compiler of the CPU's kernels; the final stage has none.
 RUN apt-get update -qq \
     && DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends g++ >/dev/null \
     && rm -rf /var/lib/apt/lists/*
 RUN python3 -m venv /app/venv
 # Dependencies first, so that a change of the source alone does not install them again.
 COPY pyproject.toml constraints.txt ./
-RUN pip install --quiet --constraint constraints.txt ${TORCH_INDEX:+--index-url "$TORCH_INDEX"} torch
+RUN pip install --quiet --constraint constraints.txt ${TORCH_INDEX:+--index-url "$TORCH_INDEX"} torch \
+    && if [ "$DEVICE" = cuda ]; then \
+         python -c "import torch, triton; assert torch.version.cuda, 'TORCH_INDEX has no CUDA build'"; \
+       fi
 RUN python -c "import tomllib; print(*tomllib.load(open('pyproject.toml', 'rb'))['project']['dependencies'], sep='\n')" \
       > requirements.txt \
     && pip install --quiet --constraint constraints.txt --requirement requirements.txt
@@ -30,10 +36,18 @@ RUN pip install --quiet --no-deps . \
     && waybill model fetch
 
 FROM ${PYTHON_IMAGE}
+ARG DEVICE
 LABEL org.opencontainers.image.title="Waybill" \
       org.opencontainers.image.description="A multi-tenant inference server for prompt-learning adapters on one frozen base model" \
       org.opencontainers.image.version="0.1.0" \
       org.opencontainers.image.licenses="Apache-2.0"
+# Triton compiles its launcher, a file of C, on the machine where it runs: that takes a C compiler and Python's headers.
+RUN if [ "$DEVICE" = cuda ]; then \
+      apt-get update -qq \
+      && DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends gcc libc6-dev >/dev/null \
+      && rm -rf /var/lib/apt/lists/* \
+      && python3 -c "import os, sysconfig as s; os.stat(os.path.join(s.get_paths()['include'], 'Python.h'))"; \
+    fi
 RUN useradd --uid 10001 --user-group --no-create-home --home-dir /tmp --shell /usr/sbin/nologin waybill \
     && install -d -o 10001 -g 10001 /var/lib/waybill /var/lib/waybill/adapters_store
 COPY --from=build /app /app
@@ -47,7 +61,8 @@ ENV PATH=/app/venv/bin:$PATH \
     WAYBILL_HOST=0.0.0.0 \
     WAYBILL_PORT=8000 \
     WAYBILL_STORE=/var/lib/waybill/adapters_store \
-    WAYBILL_KEYS=/var/lib/waybill/keys.json
+    WAYBILL_KEYS=/var/lib/waybill/keys.json \
+    TRITON_CACHE_DIR=/var/lib/waybill/triton
 WORKDIR /app
 USER 10001:10001
 VOLUME /var/lib/waybill

@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import re
 import shlex
+import subprocess
 from typing import Any
 
+import pytest
 import yaml
 
 from server.settings import Settings
@@ -15,6 +17,7 @@ from tests.docs.markdown import DOCS, ROOT
 DOCKERFILE = (ROOT / "Dockerfile").read_text().replace("\\\n", " ")
 COMPOSE: dict[str, Any] = yaml.safe_load((ROOT / "docker-compose.yml").read_text())
 SERVER: dict[str, Any] = COMPOSE["services"]["waybill"]
+GPU: dict[str, Any] = COMPOSE["services"]["waybill-gpu"]
 
 
 def instructions(name: str, *, last_stage: bool = True) -> list[str]:
@@ -52,7 +55,7 @@ def test_image_runs_as_a_user_of_its_own_and_gets_signals() -> None:
 
 def test_build_arguments() -> None:
     arguments = {line.partition("=")[0] for line in instructions("ARG", last_stage=False)}
-    assert arguments == {"PYTHON_IMAGE", "TORCH_INDEX"} == set(SERVER["build"]["args"])
+    assert arguments == {"PYTHON_IMAGE", "TORCH_INDEX", "DEVICE"} == set(SERVER["build"]["args"])
     assert "--mount" not in DOCKERFILE
 
 
@@ -65,7 +68,34 @@ def test_compose() -> None:
     assert re.fullmatch(r"127\.0\.0\.1:\$\{WAYBILL_PORT:-8000\}:8000", SERVER["ports"][0])
 
 
+def test_the_gpu_is_a_profile_that_differs_in_nothing_else() -> None:
+    ours = {name: value for name, value in GPU.items() if GPU.get(name) != SERVER.get(name)}
+    assert set(ours) == {"profiles", "image", "build", "environment", "deploy"}
+    assert ours["profiles"] == ["gpu"]
+    assert ours["build"] == {**SERVER["build"], "args": {**SERVER["build"]["args"], "DEVICE": "cuda"}}
+    assert SERVER["build"]["args"]["DEVICE"] == "cpu"
+    assert "profiles" not in SERVER
+    device = ours["deploy"]["resources"]["reservations"]["devices"][0]
+    assert device == {"driver": "nvidia", "count": 1, "capabilities": ["gpu"]}
+    assert Settings(device=ours["environment"]["WAYBILL_DEVICE"]).device == "cuda"
+
+
+def test_an_image_for_a_gpu_has_what_triton_needs_where_it_runs() -> None:
+    """A C compiler with headers of C and Python, and a place for code that can be written and executed."""
+    (installs,) = (line for line in instructions("RUN") if "apt-get install" in line)
+    assert installs.startswith('if [ "$DEVICE" = cuda ]')
+    assert {"gcc", "libc6-dev"} <= set(shlex.split(installs))
+    assert "Python.h" in installs
+    assert image_env()["TRITON_CACHE_DIR"].startswith(instructions("VOLUME")[0])  # a tmpfs forbids execution
+    assert instructions("ARG") == ["DEVICE"]
+
+
+@pytest.mark.parametrize("line", instructions("RUN", last_stage=False))
+def test_what_builds_the_image_is_shell(line: str) -> None:
+    subprocess.run(["sh", "-n", "-c", line], check=True)
+
+
 def test_pages_tell_where_things_are() -> None:
     text = (DOCS / "operations.md").read_text()
-    for fact in ("10001", instructions("VOLUME")[0], "--create-first-key", "PYTHON_IMAGE", "TORCH_INDEX"):
+    for fact in ("10001", instructions("VOLUME")[0], "--create-first-key", "PYTHON_IMAGE", "TORCH_INDEX", "DEVICE"):
         assert fact in text
