@@ -21,13 +21,15 @@ RUN apt-get update -qq \
 RUN python3 -m venv /app/venv
 # Dependencies first, so that a change of the source alone does not install them again.
 COPY pyproject.toml constraints.txt ./
-RUN pip install --quiet --constraint constraints.txt ${TORCH_INDEX:+--index-url "$TORCH_INDEX"} torch \
+# Which Triton a build of torch works with, that build says itself.
+RUN grep -v '^triton==' constraints.txt > pins.txt \
+    && pip install --quiet --constraint pins.txt ${TORCH_INDEX:+--index-url "$TORCH_INDEX"} torch \
     && if [ "$DEVICE" = cuda ]; then \
          python -c "import torch, triton; assert torch.version.cuda, 'TORCH_INDEX has no CUDA build'"; \
        fi
 RUN python -c "import tomllib; print(*tomllib.load(open('pyproject.toml', 'rb'))['project']['dependencies'], sep='\n')" \
       > requirements.txt \
-    && pip install --quiet --constraint constraints.txt --requirement requirements.txt
+    && pip install --quiet --constraint pins.txt --requirement requirements.txt
 COPY LICENSE NOTICE README.md ./
 COPY server server
 # Kernels for every processor of this kind, not only for the one that builds; from /app, so that they go into the venv.
