@@ -14,8 +14,13 @@ from tests.e2e.running import ROOT
 FOLDER = ROOT / ".clients"
 
 
-def environment(requirements: Path) -> Path:
-    """Return the Python of an environment that has these requirements; it is made again whenever they change."""
+def environment(requirements: Path | None) -> Path:
+    """Return the Python of an environment that has these requirements; it is made again whenever they change.
+
+    None stands for this one: what it needs is among the development tools.
+    """
+    if requirements is None:
+        return Path(sys.executable)
     home = FOLDER / requirements.stem
     stamp = home / ".installed"
     wanted = hashlib.sha256(requirements.read_bytes() + sys.version.encode()).hexdigest()

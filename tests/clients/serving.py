@@ -42,7 +42,7 @@ class Served:
         text: str = self.generate(**body)["choices"][0]["text"]
         return text
 
-    def ask(self, script: Path, requirements: Path) -> dict[str, Any]:
+    def ask(self, script: Path, requirements: Path | None = None) -> dict[str, Any]:
         """Run a client's script and return what it tells."""
         python = environment(requirements)
         self.server.wait_ready()

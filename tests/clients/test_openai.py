@@ -1,4 +1,4 @@
-"""The `openai` package, in an environment of its own, against a real server: what it gives and what it raises."""
+"""The `openai` package, in a process of its own, against a real server: what it gives and what it raises."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ HERE = Path(__file__).parent
 @pytest.fixture(scope="module")
 def told(served: Served) -> dict[str, Any]:
     """What the script told."""
-    return served.ask(HERE / "use_openai.py", HERE / "requirements" / "openai.txt")
+    return served.ask(HERE / "use_openai.py")
 
 
 def test_models(told: dict[str, Any]) -> None:

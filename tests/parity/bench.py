@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from concurrent.futures import Executor, Future
 from dataclasses import dataclass
@@ -44,41 +45,40 @@ class Inline(Executor):
         return future
 
 
-def ask_engine(
-    module: PreTrainedModel,
-    questions: list[Question],
-    sizes: Sizes,
-    attention: str,
-    *,
-    ahead: bool | None = None,
-    new_tokens: int = NEW_TOKENS,
-) -> Run:
-    """Ask everything at once and step until all are done; every position's logits are collected.
+class Bench:
+    """An engine that answers one list of questions after the other.
 
     With `ahead` set, single tokens go through static buffers as on a GPU; where it is true nobody looks at logits, so
     that steps are launched before the tokens of the one before are known.
     """
-    model = from_module(module, max_model_len=sizes.max_model_len)
-    events: dict[int, list[TokenEvent]] = {i: [] for i in range(len(questions))}
-    rows: dict[int, dict[int, Tensor]] = {i: {} for i in range(len(questions))}
-    stats: list[StepStats] = []
-    with Inline() as readers:
-        engine = assemble(model, base_of(model), sizes, attention, readers, static=ahead is not None)
-        for i, question in enumerate(questions):
-            message = Submit(i, question.tokens, SamplingParams(max_tokens=new_tokens), question.adapter)
-            if ahead:
-                engine.submit(message)
+
+    def __init__(self, module: PreTrainedModel, sizes: Sizes, attention: str, *, ahead: bool | None = None) -> None:
+        model = from_module(module, max_model_len=sizes.max_model_len)
+        self._ahead = ahead
+        self._numbers = itertools.count()
+        self._engine = assemble(model, base_of(model), sizes, attention, Inline(), static=ahead is not None)
+
+    def ask(self, questions: list[Question], new_tokens: int = NEW_TOKENS) -> Run:
+        """Ask everything at once and step until all are done; every position's logits are collected."""
+        asked = {next(self._numbers): question for question in questions}
+        events: dict[int, list[TokenEvent]] = {number: [] for number in asked}
+        rows: dict[int, dict[int, Tensor]] = {number: {} for number in asked}
+        stats: list[StepStats] = []
+        for number, question in asked.items():
+            message = Submit(number, question.tokens, SamplingParams(max_tokens=new_tokens), question.adapter)
+            if self._ahead:
+                self._engine.submit(message)
                 continue
-            engine.submit(
+            self._engine.submit(
                 message,
                 rows=frozenset(range(len(question.tokens))),
-                on_row=lambda position, logits, i=i: rows[i].__setitem__(position, logits.clone()),
+                on_row=lambda position, logits, number=number: rows[number].__setitem__(position, logits.clone()),
             )
-        pending = set(events)
+        pending = set(asked)
         while pending:
-            for message in engine.drain(block=engine.waits):
-                engine.handle(message)
-            for reply in engine.step():
+            for message in self._engine.drain(block=self._engine.waits):
+                self._engine.handle(message)
+            for reply in self._engine.step():
                 assert isinstance(reply, StepReport)
                 assert not reply.failures, reply.failures
                 stats.append(reply.stats)
@@ -86,13 +86,13 @@ def ask_engine(
                     events[event.sequence].append(event)
                     if event.finish is not None:
                         pending.discard(event.sequence)
-    answers = [
-        Answer(
-            tuple(event.token for event in events[i]),
-            torch.zeros(0)
-            if ahead
-            else torch.stack([rows[i][p] for p in range(len(question.tokens) + new_tokens - 1)]),
-        )
-        for i, question in enumerate(questions)
-    ]
-    return Run(answers, stats)
+        answers = [
+            Answer(
+                tuple(event.token for event in events[number]),
+                torch.zeros(0)
+                if self._ahead
+                else torch.stack([rows[number][p] for p in range(len(question.tokens) + new_tokens - 1)]),
+            )
+            for number, question in asked.items()
+        ]
+        return Run(answers, stats)

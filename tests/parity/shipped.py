@@ -19,7 +19,7 @@ from server.service.sources import source_of
 from server.service.tokenizer import Tokenizer
 from server.store.opening import local_store
 from server.store.version import Version
-from tests.parity.bench import Question, ask_engine
+from tests.parity.bench import Bench, Question
 from tests.parity.oracle import Answer, SavedAdapter, ask_peft, ask_plain
 
 ROOT = Path(__file__).parents[2]
@@ -64,9 +64,10 @@ def require_parity(attentions: tuple[str, ...], new_tokens: int) -> float:
     worst = 0.0
     for attention in attentions:
         sizes = SIZES[attention]
-        mixed = ask_engine(module, questions, sizes, attention, new_tokens=new_tokens)
+        bench = Bench(module, sizes, attention)
+        mixed = bench.ask(questions, new_tokens)
         assert max(stats.batch_kinds for stats in mixed.stats) >= 4
-        alone = [ask_engine(module, [one], sizes, attention, new_tokens=new_tokens).answers[0] for one in questions]
+        alone = [bench.ask([one], new_tokens).answers[0] for one in questions]
         for answers in (mixed.answers, alone):
             for answer, right in zip(answers, expected, strict=True):
                 spread = float(right.logits.std(dim=-1).mean())

@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 
 from server.core import AdapterKind
 from server.engine.loading import Sizes
-from tests.parity.bench import Question, Run, ask_engine
+from tests.parity.bench import Bench, Question, Run
 from tests.parity.oracle import NEW_TOKENS, Answer, ask_peft, ask_plain, save_adapter
 from tests.tiny_models import VOCAB_SIZE, WINDOW, tiny_model
 
@@ -107,15 +107,14 @@ def assert_equal(case: Case, answer: Answer) -> None:
     assert answer.tokens == case.expected.tokens, case.name
 
 
-def ask(family: str, questions: list[Question], sizes: Sizes, attention: str) -> Run:
+def bench_of(family: str, sizes: Sizes, attention: str) -> Bench:
     if attention in ("static", "ahead"):
-        return ask_engine(model_of(family), questions, PAGED[sizes], "reference", ahead=attention == "ahead")
-    sizes = NATIVE[sizes] if attention == "native" else sizes
-    return ask_engine(model_of(family), questions, sizes, attention)
+        return Bench(model_of(family), PAGED[sizes], "reference", ahead=attention == "ahead")
+    return Bench(model_of(family), NATIVE[sizes] if attention == "native" else sizes, attention)
 
 
 def run_all(family: str, cases: list[Case], sizes: Sizes, attention: str) -> Run:
-    run = ask(family, [case.question for case in cases], sizes, attention)
+    run = bench_of(family, sizes, attention).ask([case.question for case in cases])
     for case, answer in zip(cases, run.answers, strict=True):
         assert len(answer.tokens) == NEW_TOKENS
         assert_equal(case, answer)
@@ -154,5 +153,6 @@ def test_every_prompt_and_prefix_in_chunks(family_cases: tuple[str, list[Case]],
 @pytest.mark.parametrize("attention", SETUPS)
 def test_alone(family_cases: tuple[str, list[Case]], attention: str) -> None:
     family, cases = family_cases
+    bench = bench_of(family, ROOMY, attention)
     for case in cases:
-        assert_equal(case, ask(family, [case.question], ROOMY, attention).answers[0])
+        assert_equal(case, bench.ask([case.question]).answers[0])
