@@ -119,6 +119,9 @@ def assemble(
         graphs = DecodeGraphs(
             model, backend, forward or PlainForward(model), trash=sizes.num_blocks, max_rows=sizes.max_seqs
         )
+    runner = Runner(model, backend, network, forward=forward, graphs=graphs)
+    if graphs is not None:
+        graphs.prepare()
     row_bytes = base.hidden_size * model.dtype.itemsize
     block_bytes = _block_bytes(model, attention)
     limits = Limits(
@@ -142,7 +145,7 @@ def assemble(
 
     return Engine(
         scheduler=Scheduler(limits, eos_token_ids=base.eos_token_ids, table_blocks=table_blocks),
-        runner=Runner(model, backend, network, forward=forward, graphs=graphs),
+        runner=runner,
         sampler=Sampler(model.vocab_size, base.eos_token_ids, model.device),
         read=read,
         readers=readers,

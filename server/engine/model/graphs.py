@@ -23,6 +23,12 @@ CARRIED = -1
 """Stands for an id that an earlier step drew, and which the device alone may know yet."""
 
 
+PREPARED = (1, 257, 513, 769)
+"""Tokens of context for which every size is captured at start: each is one more split of keys in the GPU's kernels.
+
+Longer ones, and prefixes that are read for their rows together, are captured when they are first met."""
+
+
 def sizes_up_to(rows: int) -> list[int]:
     """Return the numbers of rows that steps are padded to."""
     small = [1, 2, 4, *range(8, 64, 8), *range(64, 256, 32), *range(256, rows + 1, 64)]
@@ -61,6 +67,21 @@ class DecodeGraphs:
         self._finite = torch.zeros(max_rows, dtype=torch.bool, device=model.device)
         self._graphs: dict[tuple[int, Hashable], Any] = {}
         self._pool: Any = None
+
+    @torch.inference_mode()
+    def prepare(self) -> None:
+        """Run every size, and capture it where that can be done, so that no request waits for it.
+
+        The backend must be attached to the model. Every row is padding; the largest size comes first, so that the
+        others find room in its memory.
+        """
+        block_size = self._backend.shape.block_size
+        # Without captures nothing depends on the context.
+        lengths = [length for length in PREPARED if length <= self._model.max_model_len] if self._captures else [1]
+        for size in reversed(self._sizes):
+            for length in lengths:
+                blocks = (self._trash,) * -(-length // block_size)
+                self.run([Row(number, 1, length - 1, blocks) for number in range(size)], [0] * size)
 
     @torch.inference_mode()
     def run(
