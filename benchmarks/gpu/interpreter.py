@@ -45,6 +45,7 @@ def hasten() -> None:
 
     interpreter._patch_lang, interpreter._patch_builtin = patch_once, patch_builtin
     interpreter._get_np_dtype = number_type
-    # Its options are frozen, and made where the interpreter is.
-    object.__setattr__(interpreter.interpreter_builder.options, "sanitize_overflow", False)
+    options = getattr(interpreter.interpreter_builder, "options", None)
+    if hasattr(options, "sanitize_overflow"):
+        object.__setattr__(options, "sanitize_overflow", False)  # a frozen dataclass
     interpreter._hastened = True
