@@ -32,7 +32,7 @@ serve: install
 	$(BIN)/waybill serve --host 127.0.0.1 --port 8000 --store adapters_store $(ARGS)
 
 test: model
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4
 
 prove: model
 	$(BIN)/python -m pytest tests/long

@@ -6,6 +6,8 @@ import os
 
 import pytest
 import torch
+from xdist.remote import Producer
+from xdist.scheduler import LoadScopeScheduling
 
 # Before anything imports Triton: its kernels run on the CPU, by its interpreter.
 os.environ.setdefault("TRITON_INTERPRET", "1")
@@ -13,12 +15,18 @@ os.environ.setdefault("TRITON_INTERPRET", "1")
 torch.set_num_threads(1)
 
 SERVERS = ("tests/e2e/", "tests/clients/", "tests/docs/test_docs_run.py")
-"""A server of these has the base model, and all its threads: two at once would only wait for each other."""
+"""A server of these has the base model, and as many threads as there are cores: two at once would wait for each other.
+"""
 
 
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Keep a file's tests in one process, for what they share; servers come first, since they take longest."""
-    for item in items:
-        path = item.path.relative_to(config.rootpath).as_posix()
-        item.add_marker(pytest.mark.xdist_group("servers" if path.startswith(SERVERS) else path))
-    items.sort(key=lambda item: not item.path.relative_to(config.rootpath).as_posix().startswith(SERVERS))
+class ByFile(LoadScopeScheduling):
+    """Gives a process a file at a time, for what its tests share; all files with servers are one."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        path = nodeid.partition("::")[0]
+        return "servers" if path.startswith(SERVERS) else path
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> ByFile:
+    """Replace the scheduler of `pytest -n`."""
+    return ByFile(config, log)

@@ -120,9 +120,18 @@ class AdapterService:
         """Return an adapter with all that its name points to. Raises AdapterNotFound."""
         return await self._of_owners(tenant, AdapterRef(name, owner), lambda who: self._store.describe(who, name))
 
-    async def versions(self, tenant: Tenant, name: str, owner: str | None = None) -> list[Version]:
-        """Return an adapter's versions, the newest first. Raises AdapterNotFound."""
-        return await self._of_owners(tenant, AdapterRef(name, owner), lambda who: self._store.versions(who, name))
+    async def versions(
+        self, tenant: Tenant, name: str, owner: str | None = None, *, before: int = 0, limit: int | None = None
+    ) -> list[Version]:
+        """Return up to `limit` versions of an adapter below the number `before`, the newest first.
+
+        Raises AdapterNotFound.
+        """
+
+        def found(who: str) -> list[Version]:
+            return self._store.versions(who, name, before=before, limit=limit)
+
+        return await self._of_owners(tenant, AdapterRef(name, owner), found)
 
     async def first(self, tenant: Tenant, limit: int) -> list[Version]:
         """Return the latest version of the first adapters that the tenant can use: its own, then the public ones."""

@@ -96,17 +96,24 @@ class AdapterStore:
             raise _not_found(name, Pointers())
         return found
 
-    def versions(self, tenant: str, name: str) -> list[Version]:
-        """Return every version of a name, the newest first; a damaged one is logged and left out.
+    def versions(self, tenant: str, name: str, *, before: int = 0, limit: int | None = None) -> list[Version]:
+        """Return a name's versions, the newest first; a damaged one is logged and left out.
 
-        Raises AdapterNotFound when there is none.
+        `before` leaves out those from that number on; where `limit` is set, no more than so many are returned, and
+        hardly more are read. Raises AdapterNotFound where there is no such name.
         """
         home = Home(tenant, name)
         pointers = self._read_pointers(home)
-        found = list(self._readable(home, pointers.live(), pointers))
-        if not found:
+        if pointers.latest is None:
             raise _not_found(name, pointers)
-        return found
+        numbers = [number for number in pointers.live() if not before or number < before]
+        at_once = limit or max(len(numbers), 1)
+        found: list[Version] = []
+        for start in range(0, len(numbers), at_once):
+            found += self._readable(home, numbers[start : start + at_once], pointers)
+            if len(found) >= at_once:
+                break
+        return found[:limit]
 
     def page(self, tenant: str, after: str = "", limit: int = 100) -> tuple[list[Adapter], str | None]:
         """Return up to `limit` of a tenant's names after `after`, and the last one that was looked at.

@@ -82,11 +82,15 @@ def free_port() -> int:
 
 @contextmanager
 def running(store: Path | str, folder: Path, *flags: str, model: Path = MODEL) -> Iterator[RunningServer]:
-    """Start a float32 server on a free port with this store; stop it at the end."""
+    """Start a float32 server on a free port with this store; stop it at the end.
+
+    Its memory for keys and values is small, so that several fit beside each other.
+    """
     port = free_port()
     log = folder / f"server-{port}.log"
     command = [sys.executable, "-m", "server", "serve", "--port", str(port), "--store", str(store)]
     command += ["--model", str(model), "--dtype", "float32", *flags]
+    command += [] if "--kv-memory" in flags else ["--kv-memory", "1GiB"]
     environment = {key: value for key, value in os.environ.items() if not key.startswith("WAYBILL_")}
     with log.open("w") as output:
         process = subprocess.Popen(

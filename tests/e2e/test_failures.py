@@ -14,10 +14,9 @@ from typing import Any
 import httpx
 import pytest
 
-from server.core import AdapterKind
 from tests.e2e.conftest import upload
-from tests.e2e.folders import write_folder
 from tests.e2e.running import RunningServer, running
+from tests.e2e.tiny import make_tiny, soft_prompt
 
 ENDLESS = {"prompt": "Once upon a time", "max_tokens": 2000, "ignore_eos": True}
 
@@ -165,12 +164,14 @@ def test_a_killed_engine(server: RunningServer) -> None:
 
 
 def test_sigterm_lets_running_requests_finish(tmp_path: Path) -> None:
+    model = make_tiny(tmp_path / "model", max_position_embeddings=4096)
+    small = ("--kv-memory", "64MiB", "--prefix-memory", "4MiB")
     answers: list[httpx.Response] = []
-    with running(tmp_path / "store", tmp_path, "--max-model-len", "2048") as server:
+    with running(tmp_path / "store", tmp_path, *small, model=model) as server:
         upload_client = server.client()
-        upload(upload_client, "kept", write_folder(tmp_path / "kept", AdapterKind.PREFIX_TUNING, 8, 1))
+        upload(upload_client, "kept", soft_prompt(tmp_path / "kept", 1))
         before = upload_client.post("/v1/generate", json={"prompt": "Hi", "adapter": "kept", "max_tokens": 8}).json()
-        request = {"prompt": "Once", "max_tokens": 120, "ignore_eos": True}
+        request = {"prompt": "Once", "max_tokens": 3000, "ignore_eos": True}
 
         def ask() -> None:
             with server.client() as client:
@@ -184,12 +185,13 @@ def test_sigterm_lets_running_requests_finish(tmp_path: Path) -> None:
         refused = upload_client.post("/v1/generate", json={"prompt": "Hi"})
         assert refused.status_code == 503
         assert refused.json()["error"]["code"] == "draining"
+        assert not answers, "it finished too early to show anything"
         upload_client.close()
         thread.join(60)
         assert server.process.wait(30) == 0
     assert answers[0].status_code == 200
-    assert answers[0].json()["usage"]["completion_tokens"] == 120
-    with running(tmp_path / "store", tmp_path, "--max-model-len", "2048") as server, server.client() as client:
+    assert answers[0].json()["usage"]["completion_tokens"] == 3000
+    with running(tmp_path / "store", tmp_path, *small, model=model) as server, server.client() as client:
         after = client.post("/v1/generate", json={"prompt": "Hi", "adapter": "kept", "max_tokens": 8}).json()
         assert after["choices"] == before["choices"]
         assert after["adapter"] == before["adapter"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import save_file
@@ -14,9 +15,9 @@ from tests.tiny_models import tiny_model
 ROWS = 6
 
 
-def make_tiny(folder: Path) -> Path:
-    """Write the model's folder."""
-    model = tiny_model("llama")
+def make_tiny(folder: Path, **overrides: Any) -> Path:
+    """Write the model's folder; `overrides` go to its configuration."""
+    model = tiny_model("llama", **overrides)
     model.save_pretrained(folder)
     pieces = sorted(pre_tokenizers.ByteLevel.alphabet())
     vocabulary = {piece: number for number, piece in enumerate(pieces[: model.config.vocab_size])}

@@ -195,7 +195,7 @@ async def test_the_api_describes_itself(api: Api) -> None:
         "/v1/generate", "/v1/models", "/v1/adapters", "/v1/adapters/{name}", "/v1/adapters/{name}/versions",
         "/v1/adapters/{name}/versions/{version}", "/v1/adapters/{name}/versions/{version}/download",
         "/v1/adapters/{name}/aliases/{alias}", "/v1/adapters/{name}/aliases/{alias}:rollback",
-        "/v1/adapters/{name}/residency",
+        "/v1/adapters/{name}/residency", "/v1/adapters/{name}:verify",
         "/health/live", "/health/ready", "/metrics",
         "/", "/generate", "/generate_stream", "/info", "/health", "/ping",
         "/v1/completions", "/v1/chat/completions", "/v1/models/{model}", "/tokenize", "/detokenize", "/tokenizer_info",

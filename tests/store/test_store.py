@@ -360,6 +360,26 @@ def test_a_damaged_version_is_an_error_of_its_own_and_stops_nothing_else(
     assert publish(again, "spam", fill=b"d")[0].number == 4
 
 
+def test_versions_are_read_as_far_as_they_are_asked_for(store: AdapterStore) -> None:
+    for fill in range(7):
+        publish(store, "spam", fill=bytes([fill]))
+    store.delete_version(TENANT, "spam", 4)
+    again = local_store(store.backend.root)
+    reads: list[int] = []
+    manifest = again.backend.manifest
+    again.backend.manifest = lambda home, number: (reads.append(number), manifest(home, number))[1]  # type: ignore[method-assign]
+
+    def numbers(before: int, limit: int | None) -> list[int]:
+        return [version.number for version in again.versions(TENANT, "spam", before=before, limit=limit)]
+
+    assert numbers(6, 2) == [5, 3]
+    assert reads == [5, 3]
+    assert numbers(0, 2) == [7, 6]
+    assert numbers(3, 9) == [2, 1]
+    assert numbers(0, None) == [7, 6, 5, 3, 2, 1]
+    assert numbers(1, 2) == []
+
+
 def test_the_newest_version_is_known_from_the_log_alone(store: AdapterStore) -> None:
     """A name costs a reader one listing and one read; what an older server wrote, or is long, costs one more."""
     publish(store, "spam", fill=b"a")

@@ -86,8 +86,7 @@ async def list_versions(
 ) -> Response:
     """List an adapter's versions, the newest first."""
     service: AdapterService = request.app.state.adapters
-    versions = await service.versions(tenant, check_name(name), owner)
-    versions = [version for version in versions if not before or version.number < before]
+    versions = await service.versions(tenant, check_name(name), owner, before=before, limit=limit + 1)
     cards = [version_card(version) for version in versions[:limit]]
     return JSONResponse(as_json(VersionList(data=cards, has_more=len(versions) > limit)))
 
