@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 
 import pytest
 import torch
 from xdist.remote import Producer
 from xdist.scheduler import LoadScopeScheduling
+
+from tests.e2e.running import RunningServer
+from tests.e2e.structured import shipped_server
 
 # Before anything imports Triton: its kernels run on the CPU, by its interpreter.
 os.environ.setdefault("TRITON_INTERPRET", "1")
@@ -30,3 +34,10 @@ class ByFile(LoadScopeScheduling):
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> ByFile:
     """Replace the scheduler of `pytest -n`."""
     return ByFile(config, log)
+
+
+@pytest.fixture(scope="session")
+def shipped(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
+    """A server of the base model with a copy of the shipped adapters, for tests that leave it as they found it."""
+    with shipped_server(tmp_path_factory.mktemp("shipped")) as server:
+        yield server

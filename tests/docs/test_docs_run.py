@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -13,18 +11,9 @@ import pytest
 
 from tests.docs.commands import Curl, commands, parse
 from tests.docs.markdown import DOCS, README, ROOT
-from tests.e2e.running import RunningServer, running
+from tests.e2e.running import RunningServer
 
 CARDS = sorted(ROOT.glob("adapters_store/public/*/versions/*/README.md"))
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
-    """A server on a copy of the shipped store."""
-    folder = tmp_path_factory.mktemp("docs")
-    shutil.copytree(ROOT / "adapters_store/public", folder / "store/public")
-    with running(folder / "store", folder) as started:
-        yield started
 
 
 def send(client: httpx.Client, curl: Curl) -> httpx.Response:
@@ -42,8 +31,8 @@ def send(client: httpx.Client, curl: Curl) -> httpx.Response:
 @pytest.mark.parametrize(
     "page", [README, DOCS / "quickstart.md", DOCS / "clients.md", *CARDS], ids=lambda page: str(page.relative_to(ROOT))
 )
-def test_curl_lines_answer(server: RunningServer, page: Path) -> None:
-    with server.client() as client:
+def test_curl_lines_answer(shipped: RunningServer, page: Path) -> None:
+    with shipped.client() as client:
         for line in commands(page):
             if not line.startswith("curl "):
                 continue
@@ -52,9 +41,9 @@ def test_curl_lines_answer(server: RunningServer, page: Path) -> None:
         client.delete("/v1/adapters/my-pirate")
 
 
-def test_shipped_adapters_do_what_the_readme_says(server: RunningServer) -> None:
+def test_shipped_adapters_do_what_the_readme_says(shipped: RunningServer) -> None:
     texts: dict[str | None, str] = {}
-    with server.client() as client:
+    with shipped.client() as client:
         for line in commands(README):
             if not line.startswith("curl ") or (body := parse(line).body) is None:
                 continue

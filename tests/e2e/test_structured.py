@@ -3,30 +3,23 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 
 import pytest
 
 from tests.e2e.running import RunningServer
-from tests.e2e.structured import ask_many, shipped_server
+from tests.e2e.structured import ask_many
 
 
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
-    with shipped_server(tmp_path_factory.mktemp("structured")) as running_server:
-        yield running_server
-
-
-def test_sampled_json_is_valid(server: RunningServer) -> None:
-    answers = ask_many(server, 12)
+def test_sampled_json_is_valid(shipped: RunningServer) -> None:
+    answers = ask_many(shipped, 12)
     assert [answer.finish for answer in answers] == ["stop"] * 12
     assert [answer.fault for answer in answers] == [""] * 12
 
 
-def test_a_grammar_that_fails_in_the_engine_is_a_bad_request(server: RunningServer) -> None:
+def test_a_grammar_that_fails_in_the_engine_is_a_bad_request(shipped: RunningServer) -> None:
     """It can be read, but no text matches it, which shows where the vocabulary is known."""
     body = {"prompt": "x", "max_tokens": 4, "structured_outputs": {"regex": "a[^\\s\\S]"}}
-    with server.client() as client:
+    with shipped.client() as client:
         refused = client.post("/v1/generate", json=body)
         assert client.post("/v1/generate", json={"prompt": "x", "max_tokens": 4}).status_code == 200
     assert refused.status_code == 400, refused.text
@@ -42,18 +35,18 @@ def test_a_grammar_that_fails_in_the_engine_is_a_bad_request(server: RunningServ
         ({"grammar": 'root ::= "<" word ">"\nword ::= "a" | "b"'}, {"<a>", "<b>"}),
     ],
 )
-def test_other_structures(server: RunningServer, asked: dict[str, object], texts: set[str]) -> None:
+def test_other_structures(shipped: RunningServer, asked: dict[str, object], texts: set[str]) -> None:
     body = {"prompt": "Well:", "n": 4, "temperature": 1, "max_tokens": 20, "structured_outputs": asked}
-    with server.client() as client:
+    with shipped.client() as client:
         reply = client.post("/v1/generate", json=body).json()
     assert {choice["text"] for choice in reply["choices"]} <= texts
     assert {choice["finish_reason"] for choice in reply["choices"]} == {"stop"}
 
 
-def test_a_stream_joins_to_the_same_text(server: RunningServer) -> None:
+def test_a_stream_joins_to_the_same_text(shipped: RunningServer) -> None:
     body = {"prompt": "JSON:", "temperature": 1, "seed": 4, "max_tokens": 300}
     body |= {"response_format": {"type": "json_schema", "json_schema": {"name": "w", "schema": {"enum": [["é", 1]]}}}}
-    with server.client() as client:
+    with shipped.client() as client:
         whole = client.post("/v1/generate", json=body).json()["choices"][0]["text"]
         streamed = client.post("/v1/generate", json=body | {"stream": True}).text
     frames = [json.loads(line[6:]) for line in streamed.splitlines() if line.startswith("data: {")]
