@@ -17,7 +17,7 @@ from tests.sampler.frequencies import (
     wordlike_logits,
 )
 
-DRAWS = 1500
+DRAWS = 800
 CPU = torch.device("cpu")
 
 
