@@ -57,8 +57,8 @@ class Sizes:
 class Prediction:
     """One step: bytes of weights and of keys and values, floating-point operations, launches, and what these take.
 
-    `memory_ms` is what reading everything once takes, `compute_ms` what multiplying takes. A step cannot do both at
-    once throughout: the linear layers take `weights_ms` or `linears_ms`, whichever is longer, and attention `kv_ms`.
+    `memory_ms` is what reading everything once takes. A step cannot read and multiply at once throughout: the linear
+    layers take `weights_ms` or `linears_ms`, whichever is longer, and attention `kv_ms`.
     """
 
     weight_bytes: int
@@ -66,7 +66,6 @@ class Prediction:
     flops: int
     launches: int
     memory_ms: float
-    compute_ms: float
     weights_ms: float
     linears_ms: float
     kv_ms: float
@@ -123,7 +122,6 @@ def predict(
         flops=flops,
         launches=LAUNCHES_PER_LAYER * model.num_layers + LAUNCHES_BESIDE,
         memory_ms=total / copy_tb_s / 1e9,
-        compute_ms=flops / tflop_s / 1e9,
         weights_ms=weights * itemsize / copy_tb_s / 1e9,
         linears_ms=linears / tflop_s / 1e9,
         kv_ms=kv_bytes / copy_tb_s / 1e9,

@@ -39,6 +39,9 @@ from server.errors import EngineRestarting, WaybillError, error_of
 
 logger = logging.getLogger(__name__)
 
+RESTART_WAIT = 30.0
+"""Seconds that whoever needs the engine waits for one that is being restarted."""
+
 
 class SequenceStream(Protocol):
     """The tokens of one submitted sequence, in order.

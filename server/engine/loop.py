@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Executor
 from dataclasses import dataclass
+from functools import partial
 from queue import Empty, SimpleQueue
 
 from torch import Tensor
@@ -36,14 +37,11 @@ from server.engine.prefixes.read import AdapterTensors
 from server.engine.scheduler.plan import Span, StepPlan
 from server.engine.scheduler.scheduler import Outcome, Scheduler
 from server.engine.scheduler.sequence import Sequence
-from server.engine.trials import Canary, Trial, Verification
+from server.engine.trials import Canary, RowListener, Trial, Verification
 from server.errors import AdapterRejected, ContextTooLong, EngineFault, WaybillError
 
 _NOTHING = Draw(NO_TOKEN)
 """What a sequence with `max_tokens == 0` draws: it is there for its rows of logits."""
-
-RowListener = Callable[[int, Tensor], None]
-"""Takes a position in the sequence's own tokens and that row's logits [vocab_size], float32."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,8 +49,7 @@ class Loaded:
     """A file was read, or could not be; a loading thread leaves it in the inbox."""
 
     source: AdapterSource
-    tensors: AdapterTensors | None = None
-    error: WaybillError | None = None
+    outcome: AdapterTensors | WaybillError
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,7 +160,8 @@ class Engine:
             case Check():
                 self._try(Canary(message, self._runner.model.vocab_size))
             case Verify():
-                self._readers.submit(self._read_again, message)
+                # Read again: what is compared with shares nothing with what is served.
+                self._readers.submit(self._load, message.adapter, partial(Read, message))
             case Forget(adapter):
                 self._scheduler.forget(adapter)
             case Pin(adapter, pinned):
@@ -249,22 +247,9 @@ class Engine:
             self._masks.begin(sequence, prepared.outcome)
             self._add(prepared.message, job, prepared.rows)
 
-    def _try(self, trial: Canary | Verification) -> None:
-        message = trial.submit
-        job = _Job(self._clock(), _key(message.adapter), trial=trial)
-        rows: frozenset[int] = frozenset()
-        if isinstance(trial, Verification):
-            job.on_row, rows = trial.take, trial.rows
-        self._add(message, job, rows)
-
-    def _read_again(self, message: Verify) -> None:
-        """Runs on a reader thread: what is compared with shares nothing with what is served."""
-        try:
-            self.inbox.put(Read(message, self._read(message.adapter)))
-        except WaybillError as error:
-            self.inbox.put(Read(message, error))
-        except Exception as error:  # somebody waits for an answer
-            self.inbox.put(Read(message, EngineFault(f"reading the adapter failed: {error}")))
+    def _try(self, trial: Trial) -> None:
+        job = _Job(self._clock(), _key(trial.submit.adapter), trial=trial, on_row=trial.on_row)
+        self._add(trial.submit, job, trial.rows)
 
     def _verify(self, read: Read) -> None:
         if isinstance(read.outcome, WaybillError):
@@ -278,7 +263,7 @@ class Engine:
         for key in plan.evict:
             self._held.pop(key, None)
         for source in plan.load:
-            self._readers.submit(self._load, source)
+            self._readers.submit(self._load, source, partial(Loaded, source))
         for copy in plan.copy:
             self._runner.backend.copy(copy.source, copy.target, copy.tokens)
         if plan.zero:
@@ -421,25 +406,26 @@ class Engine:
         drawn_before = span.start + len(span.tokens) - sequence.prompt_len
         return DrawRequest(span.sequence, sequence.params, drawn_before, sequence.tokens, sequence.prompt_len)
 
-    def _load(self, source: AdapterSource) -> None:
-        """Runs on a reader thread."""
+    def _load(self, source: AdapterSource, left: Callable[[AdapterTensors | WaybillError], Loaded | Read]) -> None:
+        """Read a file and leave what came of it in the inbox. Runs on a reader thread."""
+        outcome: AdapterTensors | WaybillError
         try:
-            self.inbox.put(Loaded(source, tensors=self._read(source)))
+            outcome = self._read(source)
         except WaybillError as error:
-            self.inbox.put(Loaded(source, error=error))
-        except Exception as error:  # a reader must answer whatever happens, or its sequences would wait for ever
-            self.inbox.put(Loaded(source, error=EngineFault(f"loading failed: {error}")))
+            outcome = error
+        except Exception as error:  # a reader must answer whatever happens, or who waits would wait for ever
+            outcome = EngineFault(f"loading failed: {error}")
+        self.inbox.put(left(outcome))
 
     def _loaded(self, loaded: Loaded) -> None:
         key = loaded.source.key
         self._cold_loads += 1
-        if loaded.tensors is not None:
-            self._held[key] = _Holding(loaded.source, loaded.tensors, self._clock())
+        if isinstance(loaded.outcome, WaybillError):
+            for sequence in self._scheduler.prefix_failed(key):
+                self._fail(sequence, loaded.outcome)
+        else:
+            self._held[key] = _Holding(loaded.source, loaded.outcome, self._clock())
             self._scheduler.prefix_loaded(key)
-            return
-        assert loaded.error is not None, "a load ends with tensors or with an error"
-        for sequence in self._scheduler.prefix_failed(key):
-            self._fail(sequence, loaded.error)
 
     def _settle(self, holding: _Holding) -> None:
         """The prefix is in blocks: keep only what requests still need from host memory."""

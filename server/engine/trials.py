@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Protocol
 
 import torch
@@ -21,8 +22,18 @@ MAX_POSITIONS = 64
 """Positions of a prompt that a verification compares, its last ones: a row of logits is large."""
 
 
+RowListener = Callable[[int, Tensor], None]
+"""Takes a position in the sequence's own tokens and that row's logits [vocab_size], float32."""
+
+
 class Trial(Protocol):
-    """What the loop does with such a sequence instead of telling of its tokens."""
+    """What the loop runs, and does with such a sequence instead of telling of its tokens."""
+
+    submit: Submit
+    rows: frozenset[int]
+    """Positions of the prompt whose logits `on_row` takes, beside those that tokens are drawn from."""
+
+    on_row: RowListener | None
 
     def drew(self, token: int) -> None:
         """Take in the next token."""
@@ -44,6 +55,8 @@ class Canary:
             rest = tuple(i for i in range(vocab_size, vocab_size + adapter.num_virtual_tokens) if i not in compiled)
         canary = tuple(vocab_size * i // (CANARY_TOKENS + 1) for i in range(1, CANARY_TOKENS + 1))
         self.submit = Submit(message.check, rest + canary, SamplingParams(max_tokens=1), adapter)
+        self.rows: frozenset[int] = frozenset()
+        self.on_row: RowListener | None = None
 
     def drew(self, token: int) -> None:
         """See `Trial`."""
@@ -66,10 +79,7 @@ class Verification:
         params = SamplingParams(max_tokens=message.max_tokens, ignore_eos=True)
         self.submit = Submit(message.verify, message.tokens, params, message.adapter)
         self.rows = frozenset(range(self._first, len(message.tokens)))
-
-    def take(self, position: int, logits: Tensor) -> None:
-        """Note a row of the served logits [vocab_size]; a row that is computed twice counts as it was last."""
-        self._rows[position] = logits.clone()
+        self.on_row: RowListener | None = self._note
 
     def drew(self, token: int) -> None:
         """See `Trial`."""
@@ -88,6 +98,10 @@ class Verification:
                     raise ValueError("its logits are not finite")
                 found = torch.stack([self._rows[position] for position in positions])
                 return VerifyResult(number, compare(found, expected, self._model.dtype, ADAPTER_TOLERANCE))
-            except (RuntimeError, ValueError, TypeError) as failure:  # a question must not end the engine
+            except (RuntimeError, ValueError, TypeError, LookupError) as failure:  # a question must not end the engine
                 error = EngineFault(f"the base model alone could not be run: {failure}")
         return VerifyResult(number, None, error.code, error.message)
+
+    def _note(self, position: int, logits: Tensor) -> None:
+        """Keep a row of the served logits; one that is computed twice counts as it was last."""
+        self._rows[position] = logits.clone()

@@ -8,7 +8,7 @@ import threading
 import time
 
 from server.core import AdapterSource, BaseModel, FinishReason, SamplingParams, Scoring
-from server.engine.client import EngineClient, SequenceStream
+from server.engine.client import RESTART_WAIT, EngineClient, SequenceStream
 from server.engine.messages import Hello
 from server.errors import ContextTooLong, DeadlineReached, InvalidRequest, WaybillError
 from server.metrics import Metrics
@@ -36,9 +36,6 @@ from server.service.structure import StructureReader, check_beside
 from server.service.tenants import Tenant
 from server.service.tokenizer import Tokenizer
 from server.store.version import Version
-
-RESTART_WAIT = 30.0
-"""Seconds that a request waits for an engine that is being restarted."""
 
 
 class GenerationService:

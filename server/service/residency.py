@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from server.core import BaseModel, PrefixKey, SamplingParams
-from server.engine.client import EngineClient
+from server.engine.client import RESTART_WAIT, EngineClient
 from server.engine.messages import StepReport
 from server.errors import AdapterNotFound, InvalidRequest, WaybillError
 from server.service.adapters import AdapterService
@@ -27,7 +27,6 @@ MAX_PRELOADS = 4
 RESTORE_SECONDS = 5.0
 """How long after a pinned adapter has left the engine's memory it is brought back."""
 
-ENGINE_WAIT = 30.0
 EVICT_WAIT = 1.0
 """Seconds that an eviction is waited for; what sequences use goes later."""
 
@@ -98,7 +97,7 @@ class ResidencyService:
             held = await self._adapters.acquire(tenant, f"{version.tenant}/{version.name}@{version.label}")
             try:
                 prompt = await asyncio.to_thread(filled, self._prompter, held.spec, "a")
-                await self._engine.wait_ready(ENGINE_WAIT)
+                await self._engine.wait_ready(RESTART_WAIT)
                 source = source_of(self._base, held, prompt)
                 stream = self._engine.submit(prompt.tokens, SamplingParams(max_tokens=1), source)
                 try:
@@ -167,7 +166,7 @@ class ResidencyService:
             await asyncio.sleep(RESTORE_SECONDS)
             for version in missing:
                 try:
-                    await self._engine.wait_ready(ENGINE_WAIT)
+                    await self._engine.wait_ready(RESTART_WAIT)
                     self._engine.pin(version.digest, True)
                     await self.preload(Tenant(version.tenant), version)
                 except AdapterNotFound:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from server.core import AdapterSource, BaseModel, PrefixKey, SamplingParams
-from server.engine.client import EngineClient
+from server.engine.client import RESTART_WAIT, EngineClient
 from server.errors import AdapterRejected, Overloaded, WaybillError
 from server.formats.archive import unpack_zip
 from server.formats.judge import AdapterLimits, judge_folder, max_folder_bytes
@@ -27,9 +27,6 @@ MAX_UPLOADS = 4
 """Uploads that are read and judged at once."""
 
 T = TypeVar("T")
-
-ENGINE_WAIT = 30.0
-"""Seconds that an upload waits for an engine that is being restarted."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,7 +104,7 @@ class UploadService:
 
     async def _publish(self, tenant: Tenant, name: str, folder: Path, alias: str | None, dry_run: bool) -> Verdict:
         spec = await asyncio.to_thread(judge_folder, folder, self._base, self._limits)
-        await self._engine.wait_ready(ENGINE_WAIT)
+        await self._engine.wait_ready(RESTART_WAIT)
         # One task stands for all: a thousand of them would keep the engine for hours. Every task's values are judged
         # again when it is loaded.
         await self._check_values(folder, spec)

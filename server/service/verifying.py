@@ -6,7 +6,7 @@ import asyncio
 from dataclasses import dataclass
 
 from server.core import BaseModel, Parity
-from server.engine.client import EngineClient
+from server.engine.client import RESTART_WAIT, EngineClient
 from server.errors import Overloaded
 from server.service.adapters import AdapterService
 from server.service.prompting import Prompter
@@ -19,9 +19,6 @@ TEXT = "Ask for the way, count the stations, write it down: the parcel is for th
 
 NEW_TOKENS = 8
 """Greedy tokens that follow it, so that single steps are compared too."""
-
-ENGINE_WAIT = 30.0
-"""Seconds that a verification waits for an engine that is being restarted."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +52,7 @@ class VerificationService:
             held = await self._adapters.acquire(tenant, f"{version.tenant}/{version.name}@{version.label}")
             try:
                 prompt = await asyncio.to_thread(filled, self._prompter, held.spec, TEXT)
-                await self._engine.wait_ready(ENGINE_WAIT)
+                await self._engine.wait_ready(RESTART_WAIT)
                 source = source_of(self._base, held, prompt)
                 room = self._engine.hello.max_model_len - source.prefix_len - len(prompt.tokens)
                 new_tokens = max(1, min(NEW_TOKENS, room))

@@ -353,12 +353,9 @@ class AdapterStore:
         """Return a version, None where no manifest, its own or the copy in the log, says that there is one."""
         version = self._versions.get((home, number))
         if version is None:
-            data: bytes | None = b""
-            if pointers is not None and number == pointers.last_version:
-                data = pointers.manifest
-            if not data:
-                with disk(_READ):
-                    data = self.backend.manifest(home, number)
+            copied = pointers.manifest if pointers is not None and number == pointers.last_version else b""
+            with disk(_READ):
+                data = copied or self.backend.manifest(home, number)
             if data is None:
                 return None
             try:

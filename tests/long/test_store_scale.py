@@ -70,12 +70,15 @@ def measure(opened: Any) -> dict[str, Any]:
         "start ms": round(start, 1),
         "memory grown by a walk over all MiB": round(grown / 1024, 1),
     }
+    return found
+
+
+def require(found: dict[str, Any]) -> None:
     assert found["resolve warm p99 ms"] <= 5
     assert found["resolve cold p99 ms"] <= 100
-    assert found["page of 100 median ms"] <= 300
+    assert found["page of 100 worst ms"] <= 300
     assert found["start ms"] <= 5000
     assert found["memory grown by a walk over all MiB"] <= 300
-    return found
 
 
 def test_twenty_thousand_on_a_disk(tmp_path: Path) -> None:
@@ -87,6 +90,7 @@ def test_twenty_thousand_on_a_disk(tmp_path: Path) -> None:
         timed(lambda: local_store(tmp_path / "store").sweep()) / 1000, 1
     )
     record("store_scale", {"disk": {"adapters": COUNT, "published a second": round(COUNT / seconds), **found}})
+    require(found)
 
 
 def test_twenty_thousand_in_a_bucket(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -101,3 +105,4 @@ def test_twenty_thousand_in_a_bucket(tmp_path: Path, monkeypatch: pytest.MonkeyP
         seconds = fill(opened())
         found = measure(opened)
     record("store_scale", {"SeaweedFS": {"adapters": COUNT, "published a second": round(COUNT / seconds), **found}})
+    require(found)

@@ -29,7 +29,7 @@ async def verify_adapter(
     card = ParityCard(
         name=found.name,
         tenant=found.tenant,
-        version=f"v{found.number}",
+        version=found.label,
         digest=found.digest,
         dtype=verified.dtype,
         holds=parity.holds,
