@@ -21,6 +21,8 @@ namespace waybill {
 constexpr int kGroup = 128;        // keys between two updates of a softmax
 constexpr int kMaxHeadDim = 256;
 constexpr int kItemTokens = 16;    // tokens of a work item: times the query heads of one KV head, its rows
+constexpr int kLong = 512;         // tokens of a prefix that is better read seldom than cut fairly
+constexpr int kRows = 16;          // of these meet a group at once, so that all of it stays in the first-level cache
 constexpr float kNever = -std::numeric_limits<float>::infinity();
 
 struct LayerAttention {
@@ -78,13 +80,14 @@ class AttentionPlan {
     std::vector<int> order(rows_.size());
     std::iota(order.begin(), order.end(), 0);
     std::stable_sort(order.begin(), order.end(), [&](int a, int b) { return rows_[a].prefix_blocks < rows_[b].prefix_blocks; });
-    const int most = std::clamp(tokens * kv_heads_ / (4 * threads_), 1, kItemTokens);
+    const int fair = std::clamp(tokens * kv_heads_ / (4 * threads_), 1, kItemTokens);
     struct Chunk { int run0, runs, tokens; double cost; };
     std::vector<Chunk> chunks;
     const int32_t* prefix = nullptr;
     for (int r : order) {
       const PlanRow& row = rows_[r];
       for (int at = 0; at < row.count;) {
+        const int most = row.prefix_len >= kLong ? kItemTokens : fair;
         if (chunks.empty() || chunks.back().tokens >= most || row.prefix_blocks != prefix) {
           prefix = row.prefix_blocks;
           chunks.push_back({static_cast<int>(runs_.size()), 0, 0, 0.0});
@@ -98,8 +101,19 @@ class AttentionPlan {
         at += n;
       }
     }
-    for (const Chunk& chunk : chunks)
-      for (int h = 0; h < kv_heads_; h++) items_.push_back({h, chunk.run0, chunk.runs, chunk.tokens, chunk.cost});
+    // Threads take items in turn: whoever took a head of a long prefix finds it in its own cache for the next queries.
+    for (size_t from = 0, to; from < chunks.size(); from = to) {
+      const PlanRow& row = rows_[runs_[chunks[from].run0].row];
+      double cost = chunks[from].cost;
+      for (to = from + 1; to < chunks.size() && row.prefix_len >= kLong; to++) {
+        if (rows_[runs_[chunks[to].run0].row].prefix_blocks != row.prefix_blocks) break;
+        cost = std::max(cost, chunks[to].cost);
+      }
+      for (int h0 = 0; h0 < kv_heads_; h0 += threads_)
+        for (size_t c = from; c < to; c++)
+          for (int h = h0; h < std::min(kv_heads_, h0 + threads_); h++)
+            items_.push_back({h, chunks[c].run0, chunks[c].runs, chunks[c].tokens, cost});
+    }
     std::stable_sort(items_.begin(), items_.end(), [](const Item& a, const Item& b) { return a.cost > b.cost; });
   }
 
@@ -281,12 +295,12 @@ inline void values_rows(int rows, const T* weights, const T* values, const T* ne
   }
 }
 
-// Blocks of a segment: `block(j)` is the part of the block that holds its j-th group of 32 keys, also for the j after the
-// last, which may be any that comes next.
+// Up to 16 queries and the blocks of a group: `block(j)` is the part of the one that holds its j-th 32 keys, also for j behind
+// the group's end, which may be any that comes next and is fetched if `fetches`.
 template <class T, class BlockOf>
-void all_scores(int rows, const T* q, int padded, int from, int to, BlockOf&& block, float* scores) {
+void all_scores(int rows, const T* q, int padded, int from, int to, bool fetches, BlockOf&& block, float* scores) {
   for (int j = from; j < to; j++) {
-    const T *keys = block(j), *next = rows <= kFetchQueries ? block(j + 1) : nullptr;
+    const T *keys = block(j), *next = fetches ? block(j + 1) : nullptr;
     for (int r = 0; r < rows; r += kScoreRows) {
       const int count = std::min(kScoreRows, rows - r);
       const T* these = q + static_cast<size_t>(r) * padded;
@@ -298,9 +312,9 @@ void all_scores(int rows, const T* q, int padded, int from, int to, BlockOf&& bl
 }
 
 template <class T, class BlockOf>
-void all_values(int rows, const T* weights, int padded, int from, int to, BlockOf&& block, float* results) {
+void all_values(int rows, const T* weights, int padded, int from, int to, bool fetches, BlockOf&& block, float* results) {
   for (int j = from; j < to; j++) {
-    const T *values = block(j), *next = rows <= kFetchQueries ? block(j + 1) : nullptr;
+    const T *values = block(j), *next = fetches ? block(j + 1) : nullptr;
     for (int r = 0; r < rows; r += kQueryRows) {
       const int count = std::min(kQueryRows, rows - r);
       const T* these = weights + static_cast<size_t>(r) * kGroup + j * kBlock;
@@ -312,88 +326,79 @@ void all_values(int rows, const T* weights, int padded, int from, int to, BlockO
 }
 
 #if defined(__AMX_BF16__)
+// Up to 16 queries, as many as the tiles are configured for. Nothing is fetched ahead: it made no difference here, or harm.
 template <class BlockOf>
-void all_scores(int rows, const bf16* q, int padded, int from, int to, BlockOf&& block, float* scores) {
+void tile_scores(const bf16* q, int padded, int from, int to, BlockOf&& block, float* scores) {
   const size_t tile = static_cast<size_t>(padded) * kTile;
-  for (int r = 0; r < rows; r += 16, q += 16 * static_cast<size_t>(padded), scores += 16 * kGroup) {
-    const int height = std::min(16, rows - r);
-    configure_tiles(height, height);
-    int j = from;
-    for (; j + 1 < to; j += 2) {
-      const bf16 *near = block(j), *far = block(j + 1);
-      _tile_zero(0); _tile_zero(1); _tile_zero(2); _tile_zero(3);
-      for (int d = 0; d < padded; d += 32) {
-        _tile_loadd(4, q + d, padded * 2);
-        _tile_loadd(6, near + d * kTile, 64);
-        _tile_dpbf16ps(0, 4, 6);
-        _tile_loadd(7, near + tile + d * kTile, 64);
-        _tile_dpbf16ps(1, 4, 7);
-        _tile_loadd(6, far + d * kTile, 64);
-        _tile_dpbf16ps(2, 4, 6);
-        _tile_loadd(7, far + tile + d * kTile, 64);
-        _tile_dpbf16ps(3, 4, 7);
-      }
-      _tile_stored(0, scores + j * kBlock, kGroup * 4);
-      _tile_stored(1, scores + j * kBlock + kTile, kGroup * 4);
-      _tile_stored(2, scores + (j + 1) * kBlock, kGroup * 4);
-      _tile_stored(3, scores + (j + 1) * kBlock + kTile, kGroup * 4);
+  int j = from;
+  for (; j + 1 < to; j += 2) {
+    const bf16 *near = block(j), *far = block(j + 1);
+    _tile_zero(0); _tile_zero(1); _tile_zero(2); _tile_zero(3);
+    for (int d = 0; d < padded; d += 32) {
+      _tile_loadd(4, q + d, padded * 2);
+      _tile_loadd(6, near + d * kTile, 64);
+      _tile_dpbf16ps(0, 4, 6);
+      _tile_loadd(7, near + tile + d * kTile, 64);
+      _tile_dpbf16ps(1, 4, 7);
+      _tile_loadd(6, far + d * kTile, 64);
+      _tile_dpbf16ps(2, 4, 6);
+      _tile_loadd(7, far + tile + d * kTile, 64);
+      _tile_dpbf16ps(3, 4, 7);
     }
-    if (j < to) {
-      const bf16* near = block(j);
-      _tile_zero(0); _tile_zero(1);
-      for (int d = 0; d < padded; d += 32) {
-        _tile_loadd(4, q + d, padded * 2);
-        _tile_loadd(6, near + d * kTile, 64);
-        _tile_dpbf16ps(0, 4, 6);
-        _tile_loadd(7, near + tile + d * kTile, 64);
-        _tile_dpbf16ps(1, 4, 7);
-      }
-      _tile_stored(0, scores + j * kBlock, kGroup * 4);
-      _tile_stored(1, scores + j * kBlock + kTile, kGroup * 4);
-    }
+    _tile_stored(0, scores + j * kBlock, kGroup * 4);
+    _tile_stored(1, scores + j * kBlock + kTile, kGroup * 4);
+    _tile_stored(2, scores + (j + 1) * kBlock, kGroup * 4);
+    _tile_stored(3, scores + (j + 1) * kBlock + kTile, kGroup * 4);
   }
-  release_tiles();
+  if (j < to) {
+    const bf16* near = block(j);
+    _tile_zero(0); _tile_zero(1);
+    for (int d = 0; d < padded; d += 32) {
+      _tile_loadd(4, q + d, padded * 2);
+      _tile_loadd(6, near + d * kTile, 64);
+      _tile_dpbf16ps(0, 4, 6);
+      _tile_loadd(7, near + tile + d * kTile, 64);
+      _tile_dpbf16ps(1, 4, 7);
+    }
+    _tile_stored(0, scores + j * kBlock, kGroup * 4);
+    _tile_stored(1, scores + j * kBlock + kTile, kGroup * 4);
+  }
 }
 
 template <class BlockOf>
-void all_values(int rows, const bf16* weights, int padded, int from, int to, BlockOf&& block, float* results) {
+void tile_values(const bf16* weights, int padded, int from, int to, BlockOf&& block, float* results) {
   const int stride = padded * 4, out = padded * 4;
-  for (int r = 0; r < rows; r += 16, weights += 16 * kGroup, results += 16 * static_cast<size_t>(padded)) {
-    const int height = std::min(16, rows - r);
-    configure_tiles(height, height);
-    int d = 0;
-    for (; d + 64 <= padded; d += 64) {
-      _tile_loadd(0, results + d, out); _tile_loadd(1, results + d + 16, out);
-      _tile_loadd(2, results + d + 32, out); _tile_loadd(3, results + d + 48, out);
-      for (int j = from; j < to; j++) {
-        const bf16* values = block(j) + 2 * d;
-        _tile_loadd(4, weights + j * kBlock, kGroup * 2);
-        _tile_loadd(6, values, stride);
-        _tile_dpbf16ps(0, 4, 6);
-        _tile_loadd(7, values + 32, stride);
-        _tile_dpbf16ps(1, 4, 7);
-        _tile_loadd(6, values + 64, stride);
-        _tile_dpbf16ps(2, 4, 6);
-        _tile_loadd(7, values + 96, stride);
-        _tile_dpbf16ps(3, 4, 7);
-      }
-      _tile_stored(0, results + d, out); _tile_stored(1, results + d + 16, out);
-      _tile_stored(2, results + d + 32, out); _tile_stored(3, results + d + 48, out);
+  int d = 0;
+  for (; d + 64 <= padded; d += 64) {
+    _tile_loadd(0, results + d, out); _tile_loadd(1, results + d + 16, out);
+    _tile_loadd(2, results + d + 32, out); _tile_loadd(3, results + d + 48, out);
+    for (int j = from; j < to; j++) {
+      const bf16* values = block(j) + 2 * d;
+      _tile_loadd(4, weights + j * kBlock, kGroup * 2);
+      _tile_loadd(6, values, stride);
+      _tile_dpbf16ps(0, 4, 6);
+      _tile_loadd(7, values + 32, stride);
+      _tile_dpbf16ps(1, 4, 7);
+      _tile_loadd(6, values + 64, stride);
+      _tile_dpbf16ps(2, 4, 6);
+      _tile_loadd(7, values + 96, stride);
+      _tile_dpbf16ps(3, 4, 7);
     }
-    for (; d < padded; d += 32) {
-      _tile_loadd(0, results + d, out); _tile_loadd(1, results + d + 16, out);
-      for (int j = from; j < to; j++) {
-        const bf16* values = block(j) + 2 * d;
-        _tile_loadd(4, weights + j * kBlock, kGroup * 2);
-        _tile_loadd(6, values, stride);
-        _tile_dpbf16ps(0, 4, 6);
-        _tile_loadd(7, values + 32, stride);
-        _tile_dpbf16ps(1, 4, 7);
-      }
-      _tile_stored(0, results + d, out); _tile_stored(1, results + d + 16, out);
-    }
+    _tile_stored(0, results + d, out); _tile_stored(1, results + d + 16, out);
+    _tile_stored(2, results + d + 32, out); _tile_stored(3, results + d + 48, out);
   }
-  release_tiles();
+  for (; d < padded; d += 32) {
+    _tile_loadd(0, results + d, out); _tile_loadd(1, results + d + 16, out);
+    for (int j = from; j < to; j++) {
+      const bf16* values = block(j) + 2 * d;
+      _tile_loadd(4, weights + j * kBlock, kGroup * 2);
+      _tile_loadd(6, values, stride);
+      _tile_dpbf16ps(0, 4, 6);
+      _tile_loadd(7, values + 32, stride);
+      _tile_dpbf16ps(1, 4, 7);
+    }
+    _tile_stored(0, results + d, out); _tile_stored(1, results + d + 16, out);
+  }
 }
 #endif
 
@@ -403,25 +408,23 @@ template <class T>
 struct Queries {
   int rows, padded;
   T* q;             // [rows][padded]
-  float *scores;    // [rows][kGroup]
-  T* weights;       // [rows][kGroup]
   float *results;   // [rows][padded]
   float *peak, *mass;
   int* position;
+  float *scores;    // [kRows][kGroup], of the rows that meet a group at this moment
+  T* weights;       // [kRows][kGroup], of these
 
   Queries(int count, int width, float* scratch) : rows(count), padded(width) {
-    results = scratch;
-    scores = results + static_cast<size_t>(rows) * padded;
-    peak = scores + static_cast<size_t>(rows) * kGroup;
+    scores = scratch;
+    weights = reinterpret_cast<T*>(scores + kRows * kGroup);
+    results = scores + 2 * kRows * kGroup;
+    q = reinterpret_cast<T*>(results + static_cast<size_t>(rows) * padded);
+    peak = results + 2 * static_cast<size_t>(rows) * padded;
     mass = peak + rows;
     position = reinterpret_cast<int*>(mass + rows);
-    float* rest = scratch + round16(static_cast<size_t>(rows) * (padded + kGroup + 3));
-    q = reinterpret_cast<T*>(rest);
-    weights = q + static_cast<size_t>(rows) * padded;
   }
 
-  static size_t round16(size_t n) { return (n + 15) / 16 * 16; }
-  static size_t floats(size_t rows, int padded) { return round16(rows * (padded + kGroup + 3)) + rows * (padded + kGroup); }
+  static size_t floats(size_t rows, int padded) { return 2 * kRows * kGroup + rows * (2 * padded + 3); }
 };
 
 // Floats that one thread needs for `attend_item`.
@@ -429,17 +432,72 @@ inline size_t scratch_floats(const KVMemory& memory, int heads) {
   return Queries<float>::floats(static_cast<size_t>(kItemTokens) * (heads / memory.kv_heads), memory.padded);
 }
 
-// A row's scores of a group become weights, of which those outside [from, to) are zero.
+#if defined(__AVX512BF16__)
+constexpr float kLog2E = 1.44269504f;
+constexpr float kLeap = 8.f;   // by how much a score may exceed the peak before that moves
+
+// Two to the y, to 8e-5 of its value, in the lanes of `lanes`; 0 in others, and where it would be no normal number. The
+// weights are rounded to 8 bits.
+inline __m512 weights_of(__m512 y, __mmask16 lanes) {
+  const __m512 whole = _mm512_roundscale_ps(y, 8), f = _mm512_sub_ps(y, whole);
+  __m512 p = _mm512_fmadd_ps(f, _mm512_set1_ps(0.0551716649f), _mm512_set1_ps(0.242611122f));
+  p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(0.693260986f));
+  p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(0.999928074f));
+  const __mmask16 normal = _mm512_mask_cmp_ps_mask(lanes, y, _mm512_set1_ps(-125.f), _CMP_NLT_UQ);
+  return _mm512_maskz_scalef_ps(normal, p, whole);
+}
+
+// As `soften` below, for weights of 8 bits and scores that no softcap changes: where keys are multiplied in tiles, the
+// exponentials are most of attention. The peak stays where it is until a score leaps over it, so that results are seldom
+// scaled anew; a weight may then exceed 1, which is as exact in a float (FlashAttention-4 does so on GPUs).
+inline void soften_fast(Queries<bf16>& q, int r, int slot, int keys, int from, int to, float scaling) {
+  const float* s = q.scores + slot * kGroup;
+  bf16* w = q.weights + slot * kGroup;
+  const int begin = from / 16 * 16, end = (to + 15) / 16 * 16;
+  const __mmask16 head = static_cast<__mmask16>(0xffffu << (from - begin)), tail = static_cast<__mmask16>(0xffffu >> (end - to));
+  const auto lanes = [&](int j) {
+    return static_cast<__mmask16>((j == begin ? head : 0xffff) & (j + 16 == end ? tail : 0xffff));
+  };
+  __m512 best = _mm512_set1_ps(kNever);
+  for (int j = begin; j < end; j += 16) best = _mm512_mask_max_ps(best, lanes(j), best, _mm512_loadu_ps(s + j));
+  const float highest = scaling * _mm512_reduce_max_ps(best);
+  if (highest > q.peak[r] + kLeap) {
+    if (q.peak[r] != kNever) {
+      const float fade = std::exp(q.peak[r] - highest);
+      float* result = q.results + static_cast<size_t>(r) * q.padded;
+      for (int d = 0; d < q.padded; d += 16) store(result + d, load(result + d) * broadcast(fade));
+      q.mass[r] *= fade;
+    }
+    q.peak[r] = highest;
+  }
+  const __m512 factor = _mm512_set1_ps(scaling * kLog2E), shift = _mm512_set1_ps(-q.peak[r] * kLog2E);
+  __m512 sum = _mm512_setzero_ps();
+  for (int j = 0; j < begin; j += 16) store(w + j, f32x16{});
+  for (int j = begin; j < end; j += 16) {
+    const __m512 e = weights_of(_mm512_fmadd_ps(_mm512_loadu_ps(s + j), factor, shift), lanes(j));
+    store(w + j, (f32x16)e);
+    sum = _mm512_add_ps(sum, e);
+  }
+  for (int j = end; j < keys; j += 16) store(w + j, f32x16{});
+  q.mass[r] += _mm512_reduce_add_ps(sum);
+}
+#endif
+
+// A row's scores of a group, in `slot`, become weights, of which those outside [from, to) are zero.
 template <class T>
-inline void soften(Queries<T>& q, int r, int keys, int from, int to, const LayerAttention& layer) {
-  float* s = q.scores + static_cast<size_t>(r) * kGroup;
-  T* w = q.weights + static_cast<size_t>(r) * kGroup;
+inline void soften(Queries<T>& q, int r, int slot, int keys, int from, int to, const LayerAttention& layer) {
+  float* s = q.scores + slot * kGroup;
+  T* w = q.weights + slot * kGroup;
   from = std::max(from, 0);
   to = std::min(to, keys);
   if (from >= to) {
     for (int j = 0; j < keys; j += 16) store(w + j, f32x16{});
     return;
   }
+#if defined(__AVX512BF16__)
+  if constexpr (sizeof(T) == 2)
+    if (layer.softcap == 0.f && layer.scaling > 0.f) return soften_fast(q, r, slot, keys, from, to, layer.scaling);
+#endif
   const f32x16 scaling = broadcast(layer.scaling);
   f32x16 best = broadcast(kNever);
   for (int j = 0; j < keys; j += 16) {
@@ -466,6 +524,23 @@ inline void soften(Queries<T>& q, int r, int keys, int from, int to, const Layer
   q.peak[r] = peak;
 }
 
+// Rows [row, row + count), at most kRows, meet a group: `keys` and `values` are its blocks and those behind it.
+template <class T, class Keys, class Values, class Soften>
+inline void meet(Queries<T>& q, int row, int count, int from, int to, bool fetches, Keys&& keys, Values&& values, Soften&& soften) {
+  const T* these = q.q + static_cast<size_t>(row) * q.padded;
+  float* results = q.results + static_cast<size_t>(row) * q.padded;
+#if defined(__AMX_BF16__)
+  if constexpr (sizeof(T) == 2) {
+    tile_scores(these, q.padded, from, to, keys, q.scores);
+    soften();
+    return tile_values(q.weights, q.padded, from, to, values, results);
+  }
+#endif
+  all_scores(count, these, q.padded, from, to, fetches, keys, q.scores);
+  soften();
+  all_values(count, q.weights, q.padded, from, to, fetches, values, results);
+}
+
 // Rows [row0, row0 + rows) attend to a segment of `length` keys, of which key j has position `base + j`. `then` is a block of
 // what is computed next.
 template <class T>
@@ -478,22 +553,33 @@ void attend_segment(Queries<T>& q, int row0, int rows, const KVMemory& memory, i
     first = std::min(first, std::max(from, 0));
     last = std::max(last, to);
   }
-  const size_t row_q = static_cast<size_t>(row0) * q.padded, row_s = static_cast<size_t>(row0) * kGroup;
+  [[maybe_unused]] int height = 0;
   for (int key = first / kGroup * kGroup; key < last; key += kGroup) {
     const int32_t* table = blocks + key / kBlock;
-        const int skip = first > key ? (first - key) / kBlock : 0;   // blocks that lie before every window
+    const int skip = first > key ? (first - key) / kBlock : 0;   // blocks that lie before every window
     const int left = (last - key + kBlock - 1) / kBlock, count = std::min(kGroup / kBlock, left);
     const auto at = [&](int j) { return j < left ? table[j] : then; };
-    all_scores(rows, q.q + row_q, q.padded, skip, count, [&](int j) { return memory.keys<T>(layer, at(j), head); },
-               q.scores + row_s);
-    for (int r = row0; r < row0 + rows; r++) {
-      for (int j = 0; j < skip * kBlock; j += 16) store(q.scores + static_cast<size_t>(r) * kGroup + j, f32x16{});
-      const int from = settings.window > 0 ? q.position[r] + 1 - settings.window - base - key : 0;
-      soften(q, r, count * kBlock, from, std::min(length, q.position[r] + 1 - base) - key, settings);
+    for (int row = row0; row < row0 + rows; row += kRows) {
+      const int some = std::min(kRows, row0 + rows - row);
+#if defined(__AMX_BF16__)
+      if (sizeof(T) == 2 && some != height) configure_tiles(some, some), height = some;
+#endif
+      meet(
+          q, row, some, skip, count, rows <= kFetchQueries, [&](int j) { return memory.keys<T>(layer, at(j), head); },
+          [&](int j) { return memory.values<T>(layer, at(j), head); },
+          [&] {
+            for (int i = 0; i < some; i++) {
+              const int position = q.position[row + i] + 1 - base;
+              const int from = settings.window > 0 ? position - settings.window - key : 0;
+              for (int j = 0; j < skip * kBlock; j += 16) store(q.scores + i * kGroup + j, f32x16{});
+              soften(q, row + i, i, count * kBlock, from, std::min(length, position) - key, settings);
+            }
+          });
     }
-    all_values(rows, q.weights + row_s, q.padded, skip, count, [&](int j) { return memory.values<T>(layer, at(j), head); },
-               q.results + row_q);
   }
+#if defined(__AMX_BF16__)
+  if (height > 0) release_tiles();
+#endif
 }
 
 // Writes a row's result [head_dim].

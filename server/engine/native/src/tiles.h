@@ -24,6 +24,8 @@ inline void configure_tiles(int upper, int lower) {
   config.rows[0] = config.rows[1] = config.rows[4] = static_cast<uint8_t>(upper);
   config.rows[2] = config.rows[3] = config.rows[5] = static_cast<uint8_t>(lower);
   config.rows[6] = config.rows[7] = 16;
+  // GCC takes the instruction to read the first eight bytes only, and might leave the others unwritten.
+  __asm__ volatile("" : : "m"(config));
   _tile_loadconfig(&config);
 }
 
