@@ -70,25 +70,27 @@ class Server:
         Raises ServerError when the client process fails; requests that fail are in the outcome.
         """
         warm = warm or []
-        bodies = folder / "bodies.jsonl"
+        bodies, outcome = folder / "bodies.jsonl", folder / "outcome.json"
         bodies.write_bytes(b"\n".join(self.body(ask) for ask in [*warm, *asks]))
         job = Job(HOST, self.port, self.path, str(bodies), clients, times, len(warm))
         try:
-            done = subprocess.run(
-                [sys.executable, "-m", "benchmarks.client"],
-                input=encode(job),
-                capture_output=True,
-                text=True,
-                timeout=TURN_SECONDS,
-                cwd=ROOT,
-            )
+            with outcome.open("w") as told:
+                done = subprocess.run(
+                    [sys.executable, "-m", "benchmarks.client"],
+                    input=encode(job),
+                    stdout=told,
+                    stderr=subprocess.PIPE,
+                    text=True,
+                    timeout=TURN_SECONDS,
+                    cwd=ROOT,
+                )
         except subprocess.TimeoutExpired:
             raise ServerError(f"{self.label} did not answer within {TURN_SECONDS} s:\n{_tail(self.log)}") from None
         finally:
             bodies.unlink()
         if done.returncode != 0:
             raise ServerError(f"the client of {self.label} failed:\n{done.stderr[-2000:]}")
-        return decode_outcome(done.stdout)
+        return decode_outcome(outcome.read_text())
 
     def stop(self) -> None:
         """End it; processes that do not go by themselves are killed."""
