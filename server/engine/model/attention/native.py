@@ -66,9 +66,11 @@ class NativeBackend:
         self.library = library or load(torch.get_num_threads())
         self._lib = _declared(self.library.lib)
         padded = padded_head_dim(shape.head_dim)
-        self._storage = torch.zeros(
+        self._storage = torch.empty(
             (shape.num_layers, shape.num_blocks, shape.num_kv_heads, 2, BLOCK_SIZE * padded), dtype=shape.dtype
         )
+        self._lib.waybill_prefer_large_pages(self._storage.data_ptr(), self._storage.nbytes)
+        self._storage.zero_()
         self._memory = _Memory(
             self._storage.data_ptr(), shape.num_layers, shape.num_blocks, shape.num_kv_heads, shape.head_dim, padded
         )
@@ -175,12 +177,14 @@ def _declared(lib: ctypes.CDLL) -> ctypes.CDLL:
     lib.waybill_plan_create.restype = lib.waybill_scratch_create.restype = pointer
     lib.waybill_plan_create.argtypes = [number, number]
     lib.waybill_plan_build.argtypes = [pointer, pointer, number]
+    lib.waybill_prefer_large_pages.argtypes = [pointer, ctypes.c_size_t]
     lib.waybill_attend.argtypes = [*(pointer,) * 4, number, number, *(pointer,) * 5]
     lib.waybill_install.argtypes = [pointer, number, pointer, pointer, number]
     lib.waybill_zero.argtypes = [pointer, number, pointer, number]
     lib.waybill_copy.argtypes = [pointer, number, number, number, number]
+    for name in ("prefer_large_pages", "plan_build", "attend", "install", "zero", "copy"):
+        getattr(lib, f"waybill_{name}").restype = None
     for name in ("plan_destroy", "scratch_destroy"):
         getattr(lib, f"waybill_{name}").argtypes = [pointer]
-    for name in ("plan_build", "plan_destroy", "scratch_destroy", "attend", "install", "zero", "copy"):
         getattr(lib, f"waybill_{name}").restype = None
     return lib

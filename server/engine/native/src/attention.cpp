@@ -4,6 +4,10 @@
 
 #include <memory>
 
+#if defined(__linux__)
+#include <sys/mman.h>
+#endif
+
 #include "gemm.h"
 #include "pool.h"
 
@@ -76,6 +80,19 @@ void copy(const KVMemory& memory, int source, int target, int length) {
 }  // namespace
 
 extern "C" {
+
+// Asks the system for pages of 2 MB, before the memory is first written. Blocks lie anywhere in it, and with small pages
+// most of them cost a walk through the page tables.
+void waybill_prefer_large_pages(void* base, size_t bytes) {
+#if defined(__linux__)
+  constexpr uintptr_t kPage = 2 << 20;
+  const uintptr_t from = (reinterpret_cast<uintptr_t>(base) + kPage - 1) / kPage * kPage;
+  const uintptr_t to = (reinterpret_cast<uintptr_t>(base) + bytes) / kPage * kPage;
+  if (to > from) madvise(reinterpret_cast<void*>(from), to - from, MADV_HUGEPAGE);   // a system may have none: no harm done
+#else
+  (void)base, (void)bytes;
+#endif
+}
 
 void* waybill_plan_create(int kv_heads, int threads) { return new AttentionPlan(kv_heads, threads); }
 

@@ -413,6 +413,7 @@ struct Queries {
   int* position;
   float *scores;    // [kRows][kGroup], of the rows that meet a group at this moment
   T* weights;       // [kRows][kGroup], of these
+  int height = 0;   // for how many rows the tiles are configured
 
   Queries(int count, int width, float* scratch) : rows(count), padded(width) {
     scores = scratch;
@@ -553,7 +554,6 @@ void attend_segment(Queries<T>& q, int row0, int rows, const KVMemory& memory, i
     first = std::min(first, std::max(from, 0));
     last = std::max(last, to);
   }
-  [[maybe_unused]] int height = 0;
   for (int key = first / kGroup * kGroup; key < last; key += kGroup) {
     const int32_t* table = blocks + key / kBlock;
     const int skip = first > key ? (first - key) / kBlock : 0;   // blocks that lie before every window
@@ -562,7 +562,7 @@ void attend_segment(Queries<T>& q, int row0, int rows, const KVMemory& memory, i
     for (int row = row0; row < row0 + rows; row += kRows) {
       const int some = std::min(kRows, row0 + rows - row);
 #if defined(__AMX_BF16__)
-      if (sizeof(T) == 2 && some != height) configure_tiles(some, some), height = some;
+      if (sizeof(T) == 2 && some != q.height) configure_tiles(some, some), q.height = some;
 #endif
       meet(
           q, row, some, skip, count, rows <= kFetchQueries, [&](int j) { return memory.keys<T>(layer, at(j), head); },
@@ -577,9 +577,6 @@ void attend_segment(Queries<T>& q, int row0, int rows, const KVMemory& memory, i
           });
     }
   }
-#if defined(__AMX_BF16__)
-  if (height > 0) release_tiles();
-#endif
 }
 
 // Writes a row's result [head_dim].
@@ -632,6 +629,9 @@ void attend_item(const AttentionPlan& plan, const KVMemory& memory, int layer, c
     for (int t = token0; t < token0 + run.count; t++)
       for (int g = 0; g < group; g++, r++) finish(queries, r, settings, head0 + g, d, out + t * out_stride + (head0 + g) * d);
   }
+#if defined(__AMX_BF16__)
+  if (queries.height > 0) release_tiles();
+#endif
 }
 
 }  // namespace waybill
