@@ -21,7 +21,7 @@ namespace waybill {
 constexpr int kGroup = 128;        // keys between two updates of a softmax
 constexpr int kMaxHeadDim = 256;
 constexpr int kItemTokens = 16;    // tokens of a work item: times the query heads of one KV head, its rows
-constexpr int kLong = 512;         // tokens of a prefix that is better read seldom than cut fairly
+constexpr int kLong = 128;         // tokens of a prefix that is better read seldom than cut fairly
 constexpr int kRows = 16;          // of these meet a group at once, so that all of it stays in the first-level cache
 constexpr float kNever = -std::numeric_limits<float>::infinity();
 
@@ -80,18 +80,21 @@ class AttentionPlan {
     std::vector<int> order(rows_.size());
     std::iota(order.begin(), order.end(), 0);
     std::stable_sort(order.begin(), order.end(), [&](int a, int b) { return rows_[a].prefix_blocks < rows_[b].prefix_blocks; });
-    const int fair = std::clamp(tokens * kv_heads_ / (4 * threads_), 1, kItemTokens);
+    // Enough items for threads to finish together, and the same number for each of them.
+    int parts = std::max((tokens + kItemTokens - 1) / kItemTokens, (4 * threads_ + kv_heads_ - 1) / kv_heads_);
+    while (parts * kv_heads_ % threads_ != 0) parts++;
+    const int fair = std::max(1, (tokens + parts - 1) / parts);
     struct Chunk { int run0, runs, tokens; double cost; };
     std::vector<Chunk> chunks;
-    const int32_t* prefix = nullptr;
+    const PlanRow* last = nullptr;
     for (int r : order) {
       const PlanRow& row = rows_[r];
+      const bool apart = last != nullptr && row.prefix_blocks != last->prefix_blocks &&
+                         std::max(row.prefix_len, last->prefix_len) >= kLong;
       for (int at = 0; at < row.count;) {
         const int most = row.prefix_len >= kLong ? kItemTokens : fair;
-        if (chunks.empty() || chunks.back().tokens >= most || row.prefix_blocks != prefix) {
-          prefix = row.prefix_blocks;
+        if (chunks.empty() || chunks.back().tokens >= most || (apart && at == 0))
           chunks.push_back({static_cast<int>(runs_.size()), 0, 0, 0.0});
-        }
         Chunk& chunk = chunks.back();
         const int n = std::min(most - chunk.tokens, row.count - at);
         runs_.push_back({r, at, n});
@@ -100,6 +103,7 @@ class AttentionPlan {
         chunk.cost += n * (row.prefix_len + 1.0) + (n + 1.0) * (row.start + at + n + 32.0);
         at += n;
       }
+      last = &row;
     }
     // Threads take items in turn: whoever took a head of a long prefix finds it in its own cache for the next queries.
     for (size_t from = 0, to; from < chunks.size(); from = to) {
@@ -615,19 +619,26 @@ void attend_item(const AttentionPlan& plan, const KVMemory& memory, int layer, c
       }
   }
   std::fill(queries.results, queries.results + static_cast<size_t>(r) * memory.padded, 0.f);
-  const PlanRow& shared = plan.row(plan.run(item.run0).row);
-  if (shared.prefix_len > 0)
-    attend_segment(queries, 0, r, memory, layer, item.kv_head, shared.prefix_blocks, shared.prefix_len, 0, shared.blocks[0], settings);
+  const auto row_of = [&](int i) -> const PlanRow& { return plan.row(plan.run(item.run0 + std::min(i, item.runs - 1)).row); };
   r = 0;
-  for (int i = 0; i < item.runs; i++) {
-    const auto& run = plan.run(item.run0 + i);
-    const PlanRow& row = plan.row(run.row);
-    const int then = plan.row(plan.run(item.run0 + std::min(i + 1, item.runs - 1)).row).blocks[0];
-    attend_segment(queries, r, run.count * group, memory, layer, item.kv_head, row.blocks, row.start + run.first + run.count,
-                   row.prefix_len, then, settings);
-    const int token0 = row.offset + run.first;
-    for (int t = token0; t < token0 + run.count; t++)
-      for (int g = 0; g < group; g++, r++) finish(queries, r, settings, head0 + g, d, out + t * out_stride + (head0 + g) * d);
+  for (int i = 0, end = 0; i < item.runs;) {   // runs [i, end) share a prefix
+    const PlanRow& shared = row_of(i);
+    int rows = 0;
+    for (; end < item.runs && row_of(end).prefix_blocks == shared.prefix_blocks; end++)
+      rows += plan.run(item.run0 + end).count * group;
+    if (shared.prefix_len > 0)
+      attend_segment(queries, r, rows, memory, layer, item.kv_head, shared.prefix_blocks, shared.prefix_len, 0, shared.blocks[0],
+                     settings);
+    for (; i < end; i++) {
+      const auto& run = plan.run(item.run0 + i);
+      const PlanRow &row = plan.row(run.row), &next = row_of(i + 1);
+      const int then = i + 1 == end && next.prefix_len > 0 ? next.prefix_blocks[0] : next.blocks[0];
+      attend_segment(queries, r, run.count * group, memory, layer, item.kv_head, row.blocks, row.start + run.first + run.count,
+                     row.prefix_len, then, settings);
+      const int token0 = row.offset + run.first;
+      for (int t = token0; t < token0 + run.count; t++)
+        for (int g = 0; g < group; g++, r++) finish(queries, r, settings, head0 + g, d, out + t * out_stride + (head0 + g) * d);
+    }
   }
 #if defined(__AMX_BF16__)
   if (queries.height > 0) release_tiles();
