@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.functional import embedding
 
 from server.engine.grammars.masks import Mask
 
@@ -14,27 +15,25 @@ from server.engine.grammars.masks import Mask
 class Masking:
     """Spreads packed masks over a vocabulary, on the device of the scores: what travels there is one bit a token.
 
-    The eight tokens of each byte are eight bytes, which are looked up as one number.
+    A byte's eight tokens are looked up as eight floats to add, 0 or -inf: on a CPU, torch adds ten times faster than it
+    chooses (`torch.where`).
     """
 
     def __init__(self, vocab_size: int, device: torch.device) -> None:
         self._vocab_size = vocab_size
         self._device = device
-        eights = np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1, bitorder="little")
-        self._eights = torch.from_numpy(eights).view(torch.int64)[:, 0].to(device)  # [256]
+        bits = np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1, bitorder="little")
+        self._addends = torch.from_numpy(bits).float().log().to(device)  # [256, 8]
 
     def applied(self, logits: Tensor, adjusted: Mapping[int, Tensor], masks: Mapping[int, Mask]) -> Tensor:
         """Return the rows of `masks` [masks, vocab], which is not empty, with -inf for what is forbidden.
 
-        They are rows of `logits` [rows, vocab], or those in `adjusted` in their place.
+        They are rows of `logits` [rows, vocab] float32, or those in `adjusted` in their place; of a row that is not
+        finite nothing is left to rely on.
         """
-        allowed = self._spread(np.stack(list(masks.values())))
-        return torch.where(allowed, _scores(logits, adjusted, list(masks)), -torch.inf)
-
-    def _spread(self, packed: Mask) -> Tensor:
-        """Return [rows, vocab] bool, from [rows, bytes]."""
-        allowed = self._eights[torch.from_numpy(packed).to(self._device).long()]
-        return allowed.view(torch.bool)[:, : self._vocab_size]
+        packed = torch.from_numpy(np.stack(list(masks.values()))).to(self._device)
+        spread = embedding(packed.int(), self._addends).view(len(masks), -1)[:, : self._vocab_size]
+        return spread.add_(_scores(logits, adjusted, list(masks)))
 
 
 def _scores(logits: Tensor, adjusted: Mapping[int, Tensor], rows: Sequence[int]) -> Tensor:
