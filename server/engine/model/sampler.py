@@ -15,7 +15,7 @@ from torch import Tensor
 from server.core import SamplingParams
 from server.engine.grammars.masks import Mask
 from server.engine.model.filters import filters, survivors
-from server.engine.model.likeliest import likeliest
+from server.engine.model.likeliest import finite_rows, likeliest
 from server.engine.model.logprobs import LogProbs, rows_at_once
 from server.engine.model.masking import Masking
 from server.engine.model.penalties import Penalties, penalises
@@ -75,7 +75,7 @@ class Sampler:
         least one; they come last, so that nothing brings back what they forbid.
         """
         masks = masks or {}
-        finite = (logits.amax(dim=-1).isfinite() & logits.amin(dim=-1).isfinite()).tolist()
+        finite = finite_rows(logits).tolist()
         bare = any(r.params.temperature == 0 and row not in masks for row, r in enumerate(requests))
         tokens: list[int] = likeliest(logits).tolist() if bare else [0] * len(requests)
         adjusted = {
