@@ -49,7 +49,8 @@ class Layer(nn.Module):
 class Crowd:
     """Tokens, blocks and lengths of all sequences; the same for every backend that it is played against.
 
-    `prefixes[i]` is the length of the prefix of sequence i's group `groups[i]`.
+    `prefixes[i]` is the length of the prefix of sequence i's group `groups[i]`. Everything is float32, rounded to the
+    shape's type. Scores of attention have a standard deviation of `loudness`.
     """
 
     heads: Heads
@@ -59,6 +60,7 @@ class Crowd:
     steps: Sequence[Sequence[Move]]
     seed: int = 0
     sick: int | None = None  # a prefix of this length is NaN throughout
+    loudness: float = 1.0
 
     def play(self, backend: AttentionBackend, layer: int = 0) -> list[Tensor]:
         """Return each step's output [num_tokens, num_heads, head_dim]."""
@@ -123,12 +125,13 @@ class Crowd:
         """The prefix KV [num_layers, 2, num_kv_heads, length, head_dim]."""
         generator = torch.Generator().manual_seed(1000 + length)
         size = (self.shape.num_layers, 2, self.heads.num_kv_heads, length, self.heads.head_dim)
-        values = torch.randn(size, generator=generator)
+        values = torch.randn(size, generator=generator).to(self.shape.dtype).float()
         return values * float("nan") if length == self.sick else values
 
     def _projections(self, tokens: int, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
         sizes = (self.heads.num_heads, self.heads.num_kv_heads, self.heads.num_kv_heads)
         query, key, value = (torch.randn(1, size, tokens, self.heads.head_dim, generator=generator) for size in sizes)
+        query, key, value = (part.to(self.shape.dtype).float() for part in (query * self.loudness, key, value))
         return query, key, value
 
     def _take(self, free: count[int], length: int) -> tuple[int, ...]:
