@@ -17,6 +17,7 @@ from server.engine.grammars.masks import Masks
 from server.engine.grammars.vocabulary import read_vocabulary
 from server.engine.loop import Engine
 from server.engine.messages import Hello
+from server.engine.model.allowed import AllowedPeaks
 from server.engine.model.attention.base import AttentionBackend, KVShape
 from server.engine.model.attention.buffers import BatchSize
 from server.engine.model.attention.hook import attach, detach
@@ -122,6 +123,7 @@ def assemble(
     runner = Runner(model, backend, network, forward=forward, graphs=graphs)
     if graphs is not None:
         graphs.prepare()
+    peaks = AllowedPeaks(backend.library) if isinstance(backend, NativeBackend) else None
     row_bytes = base.hidden_size * model.dtype.itemsize
     block_bytes = _block_bytes(model, attention)
     limits = Limits(
@@ -146,7 +148,7 @@ def assemble(
     return Engine(
         scheduler=Scheduler(limits, eos_token_ids=base.eos_token_ids, table_blocks=table_blocks),
         runner=runner,
-        sampler=Sampler(model.vocab_size, base.eos_token_ids, model.device),
+        sampler=Sampler(model.vocab_size, base.eos_token_ids, model.device, peaks),
         read=read,
         readers=readers,
         masks=Masks(partial(read_vocabulary, folder, model.vocab_size, base.eos_token_ids), threads=threads),

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from server.core import SamplingParams
 from server.engine.grammars.masks import Mask
+from server.engine.model.allowed import AllowedPeaks
 from server.engine.model.filters import filters, survivors
 from server.engine.model.likeliest import finite_rows, likeliest
 from server.engine.model.logprobs import LogProbs, rows_at_once
@@ -53,16 +54,24 @@ class Sampler:
     """Draws tokens and keeps what penalties need to know of each sequence.
 
     A batch of plain greedy rows costs one maximum. A sampled row costs a hash and a logarithm per token, or, where it
-    filters, a selection of its likeliest tokens and a hash for those.
+    filters, a selection of its likeliest tokens and a hash for those. `peaks` serves batches in which every row takes
+    the likeliest token that its grammar allows.
     """
 
-    def __init__(self, vocab_size: int, eos_token_ids: Sequence[int], device: torch.device) -> None:
+    def __init__(
+        self,
+        vocab_size: int,
+        eos_token_ids: Sequence[int],
+        device: torch.device,
+        peaks: AllowedPeaks | None = None,
+    ) -> None:
         self._vocab_size = vocab_size
         self._eos = tuple(eos_token_ids)
         self._device = device
         self._noise = TokenNoise(vocab_size, device)
         self._penalties = Penalties(vocab_size, device)
         self._masking = Masking(vocab_size, device)
+        self._peaks = peaks
         self._chunk_rows = rows_at_once(vocab_size, device)
 
     @torch.inference_mode()
@@ -75,6 +84,8 @@ class Sampler:
         least one; they come last, so that nothing brings back what they forbid.
         """
         masks = masks or {}
+        if self._peaks is not None and masks and all(map(self._takes_likeliest, requests)):
+            return self.take_likeliest(*self._peaks.find(logits, masks))
         finite = finite_rows(logits).tolist()
         bare = any(r.params.temperature == 0 and row not in masks for row, r in enumerate(requests))
         tokens: list[int] = likeliest(logits).tolist() if bare else [0] * len(requests)
@@ -103,13 +114,7 @@ class Sampler:
 
     def is_greedy(self, request: DrawRequest) -> bool:
         """Whether the request takes the likeliest token as the model gives it, and asks for nothing else."""
-        params = request.params
-        return (
-            params.temperature == 0
-            and params.logprobs is None
-            and params.grammar is None
-            and not self._adjusts(request)
-        )
+        return request.params.grammar is None and self._takes_likeliest(request)
 
     def take_likeliest(self, ids: Tensor, finite: Tensor) -> list[Draw | None]:
         """Return what `draw` returns for greedy rows, from each row's likeliest id [rows] and finiteness [rows]."""
@@ -125,6 +130,10 @@ class Sampler:
             alike = [row for row in rows if filters(requests[row].params) is wanted]
             for start in range(0, len(alike), self._chunk_rows):
                 yield alike[start : start + self._chunk_rows]
+
+    def _takes_likeliest(self, request: DrawRequest) -> bool:
+        params = request.params
+        return params.temperature == 0 and params.logprobs is None and not self._adjusts(request)
 
     def _adjusts(self, request: DrawRequest) -> bool:
         params = request.params

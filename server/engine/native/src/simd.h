@@ -144,6 +144,13 @@ inline f32x16 keep_lanes(f32x16 v, int from, int to, float other) {
   return {((lane >= from) & (lane < to)) ? v.low : others, ((lane + 8 >= from) & (lane + 8 < to)) ? v.high : others};
 }
 
+// `v` where a lane's bit is set, the lowest first, else `other`.
+inline f32x16 keep_bits(f32x16 v, uint16_t bits, float other) {
+  const i32x8 lane = {1, 2, 4, 8, 16, 32, 64, 128};
+  const f32x8 others = f32x8{} + other;
+  return {((i32x8{} + bits) & lane) != 0 ? v.low : others, ((i32x8{} + (bits >> 8)) & lane) != 0 ? v.high : others};
+}
+
 inline f32x8 exp(f32x8 x) {
   const f32x8 low = f32x8{} - 87.f, high = f32x8{} + 88.f;
   const i32x8 below = x < low;
@@ -230,6 +237,16 @@ inline float hmax(f32x16 v) {
 inline f32x16 keep_lanes(f32x16 v, int from, int to, float other) {
   const i32x16 lane = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
   return ((lane >= from) & (lane < to)) ? v : broadcast(other);
+}
+
+// `v` where a lane's bit is set, the lowest first, else `other`.
+inline f32x16 keep_bits(f32x16 v, uint16_t bits, float other) {
+#if defined(__AVX512F__)
+  return (f32x16)_mm512_mask_mov_ps((__m512)broadcast(other), bits, (__m512)v);
+#else
+  const i32x16 lane = {1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384, 32768};
+  return ((i32x16{} + static_cast<int32_t>(bits)) & lane) != 0 ? v : broadcast(other);
+#endif
 }
 
 // e to the x, to about 1e-7 of its value; exactly 0 below -87, and no larger than e to the 88. Smaller results would not be
