@@ -80,19 +80,29 @@ class AttentionPlan {
     std::vector<int> order(rows_.size());
     std::iota(order.begin(), order.end(), 0);
     std::stable_sort(order.begin(), order.end(), [&](int a, int b) { return rows_[a].prefix_blocks < rows_[b].prefix_blocks; });
-    // Enough items for threads to finish together, and the same number for each of them.
+    // Enough items for threads to finish together, and about the same number for each of them.
     int parts = std::max((tokens + kItemTokens - 1) / kItemTokens, (4 * threads_ + kv_heads_ - 1) / kv_heads_);
     while (parts * kv_heads_ % threads_ != 0) parts++;
     const int fair = std::max(1, (tokens + parts - 1) / parts);
     struct Chunk { int run0, runs, tokens; double cost; };
     std::vector<Chunk> chunks;
+    // A long prefix is cut as little as leaves work for every thread: each item reads it.
+    const int heads_apart = (threads_ + kv_heads_ - 1) / kv_heads_;
+    const auto whole = [&](size_t first) {
+      const int32_t* prefix = rows_[order[first]].prefix_blocks;
+      int sharing = 0;
+      for (size_t i = first; i < order.size() && rows_[order[i]].prefix_blocks == prefix; i++) sharing += rows_[order[i]].count;
+      return std::min((sharing + heads_apart - 1) / heads_apart, kItemTokens);
+    };
     const PlanRow* last = nullptr;
-    for (int r : order) {
+    int most = fair;
+    for (size_t index = 0; index < order.size(); index++) {
+      const int r = order[index];
       const PlanRow& row = rows_[r];
+      if (last == nullptr || row.prefix_blocks != last->prefix_blocks) most = row.prefix_len >= kLong ? whole(index) : fair;
       const bool apart = last != nullptr && row.prefix_blocks != last->prefix_blocks &&
                          std::max(row.prefix_len, last->prefix_len) >= kLong;
       for (int at = 0; at < row.count;) {
-        const int most = row.prefix_len >= kLong ? kItemTokens : fair;
         if (chunks.empty() || chunks.back().tokens >= most || (apart && at == 0))
           chunks.push_back({static_cast<int>(runs_.size()), 0, 0, 0.0});
         Chunk& chunk = chunks.back();
@@ -330,9 +340,10 @@ void all_values(int rows, const T* weights, int padded, int from, int to, bool f
 }
 
 #if defined(__AMX_BF16__)
-// Up to 16 queries, as many as the tiles are configured for. Nothing is fetched ahead: it made no difference here, or harm.
+// Up to 16 queries, as many as the tiles are configured for. Fetching ahead did not help here, and sometimes slowed it.
 template <class BlockOf>
 void tile_scores(const bf16* q, int padded, int from, int to, BlockOf&& block, float* scores) {
+  settle();
   const size_t tile = static_cast<size_t>(padded) * kTile;
   int j = from;
   for (; j + 1 < to; j += 2) {
@@ -371,6 +382,7 @@ void tile_scores(const bf16* q, int padded, int from, int to, BlockOf&& block, f
 
 template <class BlockOf>
 void tile_values(const bf16* weights, int padded, int from, int to, BlockOf&& block, float* results) {
+  settle();
   const int stride = padded * 4, out = padded * 4;
   int d = 0;
   for (; d + 64 <= padded; d += 64) {
@@ -452,16 +464,17 @@ inline __m512 weights_of(__m512 y, __mmask16 lanes) {
   return _mm512_maskz_scalef_ps(normal, p, whole);
 }
 
-// As `soften` below, for weights of 8 bits and scores that no softcap changes: where keys are multiplied in tiles, the
-// exponentials are most of attention. The peak stays where it is until a score leaps over it, so that results are seldom
-// scaled anew; a weight may then exceed 1, which is as exact in a float (FlashAttention-4 does so on GPUs).
+// As `soften` below, for weights of 8 bits, scores that no softcap changes, and 0 <= from < to <= keys: where keys are
+// multiplied in tiles, exponentials are a large part of attention. The peak stays where it is until a score leaps over it, so
+// that results are seldom scaled anew; a weight may then exceed 1, which is as exact in a float (FlashAttention-4 does so on
+// GPUs).
 inline void soften_fast(Queries<bf16>& q, int r, int slot, int keys, int from, int to, float scaling) {
   const float* s = q.scores + slot * kGroup;
   bf16* w = q.weights + slot * kGroup;
   const int begin = from / 16 * 16, end = (to + 15) / 16 * 16;
-  const __mmask16 head = static_cast<__mmask16>(0xffffu << (from - begin)), tail = static_cast<__mmask16>(0xffffu >> (end - to));
+  const auto first = static_cast<__mmask16>(0xffffu << (from - begin)), last = static_cast<__mmask16>(0xffffu >> (end - to));
   const auto lanes = [&](int j) {
-    return static_cast<__mmask16>((j == begin ? head : 0xffff) & (j + 16 == end ? tail : 0xffff));
+    return static_cast<__mmask16>((j == begin ? first : 0xffff) & (j + 16 == end ? last : 0xffff));
   };
   __m512 best = _mm512_set1_ps(kNever);
   for (int j = begin; j < end; j += 16) best = _mm512_mask_max_ps(best, lanes(j), best, _mm512_loadu_ps(s + j));
@@ -558,6 +571,7 @@ void attend_segment(Queries<T>& q, int row0, int rows, const KVMemory& memory, i
     first = std::min(first, std::max(from, 0));
     last = std::max(last, to);
   }
+  if (first >= last) return;   // all of it lies before every window
   for (int key = first / kGroup * kGroup; key < last; key += kGroup) {
     const int32_t* table = blocks + key / kBlock;
     const int skip = first > key ? (first - key) / kBlock : 0;   // blocks that lie before every window
@@ -575,7 +589,6 @@ void attend_segment(Queries<T>& q, int row0, int rows, const KVMemory& memory, i
             for (int i = 0; i < some; i++) {
               const int position = q.position[row + i] + 1 - base;
               const int from = settings.window > 0 ? position - settings.window - key : 0;
-              for (int j = 0; j < skip * kBlock; j += 16) store(q.scores + i * kGroup + j, f32x16{});
               soften(q, row + i, i, count * kBlock, from, std::min(length, position) - key, settings);
             }
           });

@@ -281,6 +281,7 @@ inline void tiles_1x2(const bf16* a, int lda, const bf16* w, size_t panel_step, 
 template <class Between>
 inline void multiply_block(const bf16* a, int lda, int rows, const bf16* w, size_t panel_step, int panels, int depth, float* out,
                            bool, Between&& between) {
+  settle();
   if (rows > 16) {
     for (int p = 0; p < panels; p += 2) tiles_2x2(a, lda, 16, w + p * panel_step, panel_step, depth, out + p * kPanel, between);
   } else if (panels == 4) {

@@ -254,8 +254,9 @@ inline f32x16 keep_bits(f32x16 v, uint16_t bits, float other) {
 inline f32x16 exp(f32x16 x) {
   const f32x16 low = broadcast(-87.f), high = broadcast(88.f);
 #if defined(__AVX512F__)
-  const __mmask16 normal = _mm512_cmp_ps_mask((__m512)x, (__m512)low, _CMP_GE_OQ);
-  const __m512 bounded = _mm512_min_ps(_mm512_max_ps((__m512)x, (__m512)low), (__m512)high);
+  // Not less, and the bounds first: a NaN stays one.
+  const __mmask16 normal = _mm512_cmp_ps_mask((__m512)x, (__m512)low, _CMP_NLT_UQ);
+  const __m512 bounded = _mm512_min_ps((__m512)high, _mm512_max_ps((__m512)low, (__m512)x));
   const __m512 whole = _mm512_roundscale_ps(_mm512_mul_ps(bounded, _mm512_set1_ps(1.44269504f)), 8);
   const f32x16 n = (f32x16)whole;
   x = (f32x16)bounded;

@@ -13,7 +13,8 @@
 
 namespace waybill {
 
-// For results of `upper` rows (tiles 0 and 1, left factor 4) and `lower` rows (tiles 2 and 3, left factor 5).
+// For results of `upper` rows (tiles 0 and 1, left factor 4) and `lower` rows (tiles 2 and 3, left factor 5). Attention has one
+// left factor, tile 4, for all four.
 inline void configure_tiles(int upper, int lower) {
   struct {
     uint8_t palette = 1, start_row = 0, reserved[14] = {};
@@ -28,6 +29,9 @@ inline void configure_tiles(int upper, int lower) {
   __asm__ volatile("" : : "m"(config));
   _tile_loadconfig(&config);
 }
+
+// What was written before is there when tiles load it: GCC does not know that these instructions read memory.
+inline void settle() { __asm__ volatile("" : : : "memory"); }
 
 inline void release_tiles() { _tile_release(); }
 
