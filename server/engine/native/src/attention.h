@@ -340,81 +340,73 @@ void all_values(int rows, const T* weights, int padded, int from, int to, bool f
 }
 
 #if defined(__AMX_BF16__)
-// Up to 16 queries, as many as the tiles are configured for. Fetching ahead did not help here, and sometimes slowed it.
-template <class BlockOf>
-void tile_scores(const bf16* q, int padded, int from, int to, BlockOf&& block, float* scores) {
-  settle();
+// Scores against one block of keys, or with kTwo against two.
+template <bool kTwo>
+inline void tile_scores_of(const bf16* q, const bf16* near, const bf16* far, int padded, float* out) {
   const size_t tile = static_cast<size_t>(padded) * kTile;
-  int j = from;
-  for (; j + 1 < to; j += 2) {
-    const bf16 *near = block(j), *far = block(j + 1);
-    _tile_zero(0); _tile_zero(1); _tile_zero(2); _tile_zero(3);
-    for (int d = 0; d < padded; d += 32) {
-      _tile_loadd(4, q + d, padded * 2);
-      _tile_loadd(6, near + d * kTile, 64);
-      _tile_dpbf16ps(0, 4, 6);
-      _tile_loadd(7, near + tile + d * kTile, 64);
-      _tile_dpbf16ps(1, 4, 7);
+  _tile_zero(0); _tile_zero(1);
+  if constexpr (kTwo) { _tile_zero(2); _tile_zero(3); }
+  for (int d = 0; d < padded; d += 32) {
+    _tile_loadd(4, q + d, padded * 2);
+    _tile_loadd(6, near + d * kTile, 64);
+    _tile_dpbf16ps(0, 4, 6);
+    _tile_loadd(7, near + tile + d * kTile, 64);
+    _tile_dpbf16ps(1, 4, 7);
+    if constexpr (kTwo) {
       _tile_loadd(6, far + d * kTile, 64);
       _tile_dpbf16ps(2, 4, 6);
       _tile_loadd(7, far + tile + d * kTile, 64);
       _tile_dpbf16ps(3, 4, 7);
     }
-    _tile_stored(0, scores + j * kBlock, kGroup * 4);
-    _tile_stored(1, scores + j * kBlock + kTile, kGroup * 4);
-    _tile_stored(2, scores + (j + 1) * kBlock, kGroup * 4);
-    _tile_stored(3, scores + (j + 1) * kBlock + kTile, kGroup * 4);
   }
-  if (j < to) {
-    const bf16* near = block(j);
-    _tile_zero(0); _tile_zero(1);
-    for (int d = 0; d < padded; d += 32) {
-      _tile_loadd(4, q + d, padded * 2);
-      _tile_loadd(6, near + d * kTile, 64);
-      _tile_dpbf16ps(0, 4, 6);
-      _tile_loadd(7, near + tile + d * kTile, 64);
-      _tile_dpbf16ps(1, 4, 7);
-    }
-    _tile_stored(0, scores + j * kBlock, kGroup * 4);
-    _tile_stored(1, scores + j * kBlock + kTile, kGroup * 4);
+  _tile_stored(0, out, kGroup * 4);
+  _tile_stored(1, out + kTile, kGroup * 4);
+  if constexpr (kTwo) {
+    _tile_stored(2, out + kBlock, kGroup * 4);
+    _tile_stored(3, out + kBlock + kTile, kGroup * 4);
   }
 }
 
+// Up to 16 queries, as many as the tiles are configured for. Fetching ahead did not help here, and sometimes slowed it.
 template <class BlockOf>
-void tile_values(const bf16* weights, int padded, int from, int to, BlockOf&& block, float* results) {
+void tile_scores(const bf16* q, int padded, int from, int to, BlockOf&& block, float* scores) {
   settle();
-  const int stride = padded * 4, out = padded * 4;
-  int d = 0;
-  for (; d + 64 <= padded; d += 64) {
-    _tile_loadd(0, results + d, out); _tile_loadd(1, results + d + 16, out);
-    _tile_loadd(2, results + d + 32, out); _tile_loadd(3, results + d + 48, out);
-    for (int j = from; j < to; j++) {
-      const bf16* values = block(j) + 2 * d;
-      _tile_loadd(4, weights + j * kBlock, kGroup * 2);
-      _tile_loadd(6, values, stride);
-      _tile_dpbf16ps(0, 4, 6);
-      _tile_loadd(7, values + 32, stride);
-      _tile_dpbf16ps(1, 4, 7);
+  int j = from;
+  for (; j + 1 < to; j += 2) tile_scores_of<true>(q, block(j), block(j + 1), padded, scores + j * kBlock);
+  if (j < to) tile_scores_of<false>(q, block(j), nullptr, padded, scores + j * kBlock);
+}
+
+// Adds weighted values to 32 dimensions of results from `d` on, or with kTwo to 64.
+template <bool kTwo, class BlockOf>
+inline void tile_values_of(const bf16* weights, int padded, int d, int from, int to, BlockOf&& block, float* results) {
+  const int stride = padded * 4;
+  float* out = results + d;
+  _tile_loadd(0, out, stride); _tile_loadd(1, out + 16, stride);
+  if constexpr (kTwo) { _tile_loadd(2, out + 32, stride); _tile_loadd(3, out + 48, stride); }
+  for (int j = from; j < to; j++) {
+    const bf16* values = block(j) + 2 * d;
+    _tile_loadd(4, weights + j * kBlock, kGroup * 2);
+    _tile_loadd(6, values, stride);
+    _tile_dpbf16ps(0, 4, 6);
+    _tile_loadd(7, values + 32, stride);
+    _tile_dpbf16ps(1, 4, 7);
+    if constexpr (kTwo) {
       _tile_loadd(6, values + 64, stride);
       _tile_dpbf16ps(2, 4, 6);
       _tile_loadd(7, values + 96, stride);
       _tile_dpbf16ps(3, 4, 7);
     }
-    _tile_stored(0, results + d, out); _tile_stored(1, results + d + 16, out);
-    _tile_stored(2, results + d + 32, out); _tile_stored(3, results + d + 48, out);
   }
-  for (; d < padded; d += 32) {
-    _tile_loadd(0, results + d, out); _tile_loadd(1, results + d + 16, out);
-    for (int j = from; j < to; j++) {
-      const bf16* values = block(j) + 2 * d;
-      _tile_loadd(4, weights + j * kBlock, kGroup * 2);
-      _tile_loadd(6, values, stride);
-      _tile_dpbf16ps(0, 4, 6);
-      _tile_loadd(7, values + 32, stride);
-      _tile_dpbf16ps(1, 4, 7);
-    }
-    _tile_stored(0, results + d, out); _tile_stored(1, results + d + 16, out);
-  }
+  _tile_stored(0, out, stride); _tile_stored(1, out + 16, stride);
+  if constexpr (kTwo) { _tile_stored(2, out + 32, stride); _tile_stored(3, out + 48, stride); }
+}
+
+template <class BlockOf>
+void tile_values(const bf16* weights, int padded, int from, int to, BlockOf&& block, float* results) {
+  settle();
+  int d = 0;
+  for (; d + 64 <= padded; d += 64) tile_values_of<true>(weights, padded, d, from, to, block, results);
+  if (d < padded) tile_values_of<false>(weights, padded, d, from, to, block, results);
 }
 #endif
 
