@@ -167,10 +167,11 @@ inline void fetch(const T* p) { if constexpr (kFetch) __builtin_prefetch(p, 0, 3
 
 constexpr int kFetchQueries = 12;
 
-// Scores of R queries [R][padded] against a block of 32 keys.
-template <int R, bool kFetch>
-inline void scores_of(const bf16* q, const bf16* keys, const bf16* next, int padded, float* out) {
+// Scores of R queries [R][padded] against a block of 32 keys, P tiles at a time.
 #if defined(__AVX512BF16__)
+template <int R, int P, bool kFetch>
+inline void scores_of(const bf16* q, const bf16* keys, const bf16* next, int padded, float* out) {
+  static_assert(P == 2);
   __m512 near[R], far[R];
   for (int r = 0; r < R; r++) near[r] = far[r] = _mm512_setzero_ps();
   const size_t tile = static_cast<size_t>(padded) * kTile;
@@ -193,49 +194,82 @@ inline void scores_of(const bf16* q, const bf16* keys, const bf16* next, int pad
     _mm512_storeu_ps(out + r * kGroup, near[r]);
     _mm512_storeu_ps(out + r * kGroup + kTile, far[r]);
   }
+}
 #else
-  for (int t = 0; t < 2; t++, keys += static_cast<size_t>(padded) * kTile, next += static_cast<size_t>(padded) * kTile) {
-    f32x16 sum[R];
-    for (int r = 0; r < R; r++) sum[r] = f32x16{};
-    for (int p = 0; p < padded / 2; p++) {
-      f32x16 even, odd;
-      load_pairs(keys + static_cast<size_t>(p) * 2 * kTile, even, odd);
-      fetch<kFetch>(next + static_cast<size_t>(p) * 2 * kTile);
+template <int R, int P, bool kFetch>
+inline void scores_of(const float* q, const bf16* keys, const bf16* next, int padded, float* out) {
+  const size_t tile = static_cast<size_t>(padded) * kTile;
+  for (int t = 0; t < 2; t += P, keys += P * tile, next += P * tile) {
+    f32x16 sum[R][P];
+#pragma GCC unroll 8
+    for (int r = 0; r < R; r++)
+      for (int p = 0; p < P; p++) sum[r][p] = f32x16{};
+    for (int d = 0; d < padded; d += 2) {
+      f32x16 key[P];
+      for (int p = 0; p < P; p++) {
+        key[p] = load_of_pairs<0>(keys + p * tile + static_cast<size_t>(d) * kTile);
+        fetch<kFetch>(next + p * tile + static_cast<size_t>(d) * kTile);
+      }
+#pragma GCC unroll 8
       for (int r = 0; r < R; r++) {
-        const bf16* at = q + static_cast<size_t>(r) * padded + 2 * p;
-        sum[r] = sum[r] + broadcast(to_float(at[0])) * even + broadcast(to_float(at[1])) * odd;
+        const f32x16 x = broadcast(q[static_cast<size_t>(r) * padded + d]);
+        for (int p = 0; p < P; p++) sum[r][p] = sum[r][p] + x * key[p];
+      }
+      forget_memory();
+      for (int p = 0; p < P; p++) key[p] = load_of_pairs<1>(keys + p * tile + static_cast<size_t>(d) * kTile);
+#pragma GCC unroll 8
+      for (int r = 0; r < R; r++) {
+        const f32x16 x = broadcast(q[static_cast<size_t>(r) * padded + d + 1]);
+        for (int p = 0; p < P; p++) sum[r][p] = sum[r][p] + x * key[p];
       }
     }
-    for (int r = 0; r < R; r++) store(out + r * kGroup + t * kTile, sum[r]);
+#pragma GCC unroll 8
+    for (int r = 0; r < R; r++)
+      for (int p = 0; p < P; p++) store(out + r * kGroup + (t + p) * kTile, sum[r][p]);
   }
-#endif
 }
+#endif
 
 // Sums 32 products at a time before it adds them up, as linear layers do.
-template <int R, bool kFetch>
+template <int R, int P, bool kFetch>
 inline void scores_of(const float* q, const float* keys, const float* next, int padded, float* out) {
-  for (int t = 0; t < 2; t++, keys += static_cast<size_t>(padded) * kTile, next += static_cast<size_t>(padded) * kTile) {
-    f32x16 total[R];
-    for (int r = 0; r < R; r++) total[r] = f32x16{};
+  const size_t tile = static_cast<size_t>(padded) * kTile;
+  for (int t = 0; t < 2; t += P, keys += P * tile, next += P * tile) {
+    f32x16 total[R][P];
+    for (int r = 0; r < R; r++)
+      for (int p = 0; p < P; p++) total[r][p] = f32x16{};
     for (int part = 0; part < padded; part += 32) {
-      f32x16 sum[R];
-      for (int r = 0; r < R; r++) sum[r] = f32x16{};
+      f32x16 sum[R][P];
+#pragma GCC unroll 8
+      for (int r = 0; r < R; r++)
+        for (int p = 0; p < P; p++) sum[r][p] = f32x16{};
       for (int d = part; d < part + 32; d++) {
-        const f32x16 key = load(keys + static_cast<size_t>(d) * kTile);
-        fetch<kFetch>(next + static_cast<size_t>(d) * kTile);
-        for (int r = 0; r < R; r++) sum[r] = sum[r] + broadcast(q[static_cast<size_t>(r) * padded + d]) * key;
+        f32x16 key[P];
+        for (int p = 0; p < P; p++) {
+          key[p] = load(keys + p * tile + static_cast<size_t>(d) * kTile);
+          fetch<kFetch>(next + p * tile + static_cast<size_t>(d) * kTile);
+        }
+#pragma GCC unroll 8
+        for (int r = 0; r < R; r++) {
+          const f32x16 x = broadcast(q[static_cast<size_t>(r) * padded + d]);
+          for (int p = 0; p < P; p++) sum[r][p] = sum[r][p] + x * key[p];
+        }
       }
-      for (int r = 0; r < R; r++) total[r] = total[r] + sum[r];
+#pragma GCC unroll 8
+      for (int r = 0; r < R; r++)
+        for (int p = 0; p < P; p++) total[r][p] = total[r][p] + sum[r][p];
     }
-    for (int r = 0; r < R; r++) store(out + r * kGroup + t * kTile, total[r]);
+    for (int r = 0; r < R; r++)
+      for (int p = 0; p < P; p++) store(out + r * kGroup + (t + p) * kTile, total[r][p]);
   }
 }
 
 // Adds the weighted values of a block of 32 keys to R rows of results [R][padded], in N vectors of dimensions from `d` on.
-// `weights` are [R][kGroup], of the values' type.
+// `weights` are [R][kGroup].
 template <int R, int N, bool kFetch>
-inline void add_values(const bf16* weights, const bf16* values, const bf16* next, int padded, int d, float* out) {
+inline void add_values(const Factor<bf16>* weights, const bf16* values, const bf16* next, int padded, int d, float* out) {
   f32x16 sum[R][N];
+#pragma GCC unroll 8
   for (int r = 0; r < R; r++)
     for (int n = 0; n < N; n++) sum[r][n] = load(out + static_cast<size_t>(r) * padded + d + n * 16);
   for (int p = 0; p < kBlock / 2; p++) {
@@ -252,14 +286,23 @@ inline void add_values(const bf16* weights, const bf16* values, const bf16* next
       for (int n = 0; n < N; n++) sum[r][n] = (f32x16)_mm512_dpbf16_ps((__m512)sum[r][n], value[n], both);
     }
 #else
-    f32x16 even[N], odd[N];
-    for (int n = 0; n < N; n++) load_pairs(pair + n * 32, even[n], odd[n]);
+    f32x16 value[N];
+    for (int n = 0; n < N; n++) value[n] = load_of_pairs<0>(pair + n * 32);
+#pragma GCC unroll 8
     for (int r = 0; r < R; r++) {
-      const f32x16 x = broadcast(to_float(weights[r * kGroup + 2 * p])), y = broadcast(to_float(weights[r * kGroup + 2 * p + 1]));
-      for (int n = 0; n < N; n++) sum[r][n] = sum[r][n] + x * even[n] + y * odd[n];
+      const f32x16 x = broadcast(weights[r * kGroup + 2 * p]);
+      for (int n = 0; n < N; n++) sum[r][n] = sum[r][n] + x * value[n];
+    }
+    forget_memory();
+    for (int n = 0; n < N; n++) value[n] = load_of_pairs<1>(pair + n * 32);
+#pragma GCC unroll 8
+    for (int r = 0; r < R; r++) {
+      const f32x16 x = broadcast(weights[r * kGroup + 2 * p + 1]);
+      for (int n = 0; n < N; n++) sum[r][n] = sum[r][n] + x * value[n];
     }
 #endif
   }
+#pragma GCC unroll 8
   for (int r = 0; r < R; r++)
     for (int n = 0; n < N; n++) store(out + static_cast<size_t>(r) * padded + d + n * 16, sum[r][n]);
 }
@@ -267,44 +310,57 @@ inline void add_values(const bf16* weights, const bf16* values, const bf16* next
 template <int R, int N, bool kFetch>
 inline void add_values(const float* weights, const float* values, const float* next, int padded, int d, float* out) {
   f32x16 sum[R][N];
+#pragma GCC unroll 8
   for (int r = 0; r < R; r++)
     for (int n = 0; n < N; n++) sum[r][n] = load(out + static_cast<size_t>(r) * padded + d + n * 16);
-  for (int k = 0; k < kBlock; k++)
+  for (int k = 0; k < kBlock; k++) {
+    const size_t place = static_cast<size_t>(k) * padded + d;
+    f32x16 value[N];
     for (int n = 0; n < N; n++) {
-      const size_t place = static_cast<size_t>(k) * padded + d + n * 16;
-      const f32x16 value = load(values + place);
-      fetch<kFetch>(next + place);
-      for (int r = 0; r < R; r++) sum[r][n] = sum[r][n] + broadcast(weights[r * kGroup + k]) * value;
+      value[n] = load(values + place + n * 16);
+      fetch<kFetch>(next + place + n * 16);
     }
+#pragma GCC unroll 8
+    for (int r = 0; r < R; r++) {
+      const f32x16 x = broadcast(weights[r * kGroup + k]);
+      for (int n = 0; n < N; n++) sum[r][n] = sum[r][n] + x * value[n];
+    }
+  }
+#pragma GCC unroll 8
   for (int r = 0; r < R; r++)
     for (int n = 0; n < N; n++) store(out + static_cast<size_t>(r) * padded + d + n * 16, sum[r][n]);
 }
 
-#if defined(__AVX512BF16__)
-constexpr int kScoreRows = 8;                      // times 2 tiles of keys: 16 of 32 registers hold results
-#else
-constexpr int kScoreRows = 4;
-#endif
+// Rows that meet a block's keys or values at once, and vectors of keys or dimensions that each of them has.
 #if defined(__AVX512F__)
-constexpr int kQueryRows = 4, kValueVectors = 4;   // 16 of 32 registers hold results
+constexpr int kScoreRows = 8, kQueryRows = 4;       // 16 of 32 registers hold results
+constexpr int score_tiles(int) { return 2; }
+constexpr int value_vectors(int) { return 4; }
+#elif defined(__AVX2__)
+constexpr int kScoreRows = 5, kQueryRows = 5;       // 10 of 16 hold results: a vector of 16 floats takes two
+constexpr int score_tiles(int rows) { return rows <= 2 ? 2 : 1; }
+constexpr int value_vectors(int rows) { return rows <= 2 ? 2 : 1; }
 #else
-constexpr int kQueryRows = 2, kValueVectors = 1;   // a vector of 16 floats takes two registers of 16, or four
+constexpr int kScoreRows = 2, kQueryRows = 2;       // it takes four
+constexpr int score_tiles(int) { return 1; }
+constexpr int value_vectors(int) { return 1; }
 #endif
 
 template <bool kFetch, class T, int R = kScoreRows>
-inline void scores_rows(int rows, const T* q, const T* keys, const T* next, int padded, float* out) {
+inline void scores_rows(int rows, const Factor<T>* q, const T* keys, const T* next, int padded, float* out) {
   if constexpr (R > 0) {
-    if (rows == R) scores_of<R, kFetch>(q, keys, next, padded, out);
+    if (rows == R) scores_of<R, score_tiles(R), kFetch>(q, keys, next, padded, out);
     else scores_rows<kFetch, T, R - 1>(rows, q, keys, next, padded, out);
   }
 }
 
 template <bool kFetch, class T, int R = kQueryRows>
-inline void values_rows(int rows, const T* weights, const T* values, const T* next, int padded, float* out) {
+inline void values_rows(int rows, const Factor<T>* weights, const T* values, const T* next, int padded, float* out) {
   if constexpr (R > 0) {
     if (rows != R) return values_rows<kFetch, T, R - 1>(rows, weights, values, next, padded, out);
+    constexpr int N = value_vectors(R);
     int d = 0;
-    for (; d + 16 * kValueVectors <= padded; d += 16 * kValueVectors) add_values<R, kValueVectors, kFetch>(weights, values, next, padded, d, out);
+    for (; d + 16 * N <= padded; d += 16 * N) add_values<R, N, kFetch>(weights, values, next, padded, d, out);
     for (; d < padded; d += 16) add_values<R, 1, kFetch>(weights, values, next, padded, d, out);
   }
 }
@@ -312,12 +368,13 @@ inline void values_rows(int rows, const T* weights, const T* values, const T* ne
 // Up to 16 queries and the blocks of a group: `block(j)` is the part of the one that holds its j-th 32 keys, also for j behind
 // the group's end, which may be any that comes next and is fetched if `fetches`.
 template <class T, class BlockOf>
-void all_scores(int rows, const T* q, int padded, int from, int to, bool fetches, BlockOf&& block, float* scores) {
+void all_scores(int rows, const Factor<T>* q, int padded, int from, int to, bool fetches, BlockOf&& block, float* scores) {
   for (int j = from; j < to; j++) {
     const T *keys = block(j), *next = fetches ? block(j + 1) : nullptr;
-    for (int r = 0; r < rows; r += kScoreRows) {
-      const int count = std::min(kScoreRows, rows - r);
-      const T* these = q + static_cast<size_t>(r) * padded;
+    const int turns = (rows + kScoreRows - 1) / kScoreRows;
+    for (int turn = 0; turn < turns; turn++) {
+      const int r = rows * turn / turns, count = rows * (turn + 1) / turns - r;
+      const Factor<T>* these = q + static_cast<size_t>(r) * padded;
       float* out = scores + static_cast<size_t>(r) * kGroup + j * kBlock;
       if (next != nullptr && r == 0) scores_rows<true, T>(count, these, keys, next, padded, out);
       else scores_rows<false, T>(count, these, keys, nullptr, padded, out);
@@ -326,12 +383,13 @@ void all_scores(int rows, const T* q, int padded, int from, int to, bool fetches
 }
 
 template <class T, class BlockOf>
-void all_values(int rows, const T* weights, int padded, int from, int to, bool fetches, BlockOf&& block, float* results) {
+void all_values(int rows, const Factor<T>* weights, int padded, int from, int to, bool fetches, BlockOf&& block, float* results) {
   for (int j = from; j < to; j++) {
     const T *values = block(j), *next = fetches ? block(j + 1) : nullptr;
-    for (int r = 0; r < rows; r += kQueryRows) {
-      const int count = std::min(kQueryRows, rows - r);
-      const T* these = weights + static_cast<size_t>(r) * kGroup + j * kBlock;
+    const int turns = (rows + kQueryRows - 1) / kQueryRows;
+    for (int turn = 0; turn < turns; turn++) {
+      const int r = rows * turn / turns, count = rows * (turn + 1) / turns - r;
+      const Factor<T>* these = weights + static_cast<size_t>(r) * kGroup + j * kBlock;
       float* out = results + static_cast<size_t>(r) * padded;
       if (next != nullptr && r == 0) values_rows<true, T>(count, these, values, next, padded, out);
       else values_rows<false, T>(count, these, values, nullptr, padded, out);
@@ -415,19 +473,19 @@ void tile_values(const bf16* weights, int padded, int from, int to, BlockOf&& bl
 template <class T>
 struct Queries {
   int rows, padded;
-  T* q;             // [rows][padded]
+  Factor<T>* q;     // [rows][padded]
   float *results;   // [rows][padded]
   float *peak, *mass;
   int* position;
   float *scores;    // [kRows][kGroup], of the rows that meet a group at this moment
-  T* weights;       // [kRows][kGroup], of these
+  Factor<T>* weights;   // [kRows][kGroup], of these
   int height = 0;   // for how many rows the tiles are configured
 
   Queries(int count, int width, float* scratch) : rows(count), padded(width) {
     scores = scratch;
-    weights = reinterpret_cast<T*>(scores + kRows * kGroup);
+    weights = reinterpret_cast<Factor<T>*>(scores + kRows * kGroup);
     results = scores + 2 * kRows * kGroup;
-    q = reinterpret_cast<T*>(results + static_cast<size_t>(rows) * padded);
+    q = reinterpret_cast<Factor<T>*>(results + static_cast<size_t>(rows) * padded);
     peak = results + 2 * static_cast<size_t>(rows) * padded;
     mass = peak + rows;
     position = reinterpret_cast<int*>(mass + rows);
@@ -497,7 +555,7 @@ inline void soften_fast(Queries<bf16>& q, int r, int slot, int keys, int from, i
 template <class T>
 inline void soften(Queries<T>& q, int r, int slot, int keys, int from, int to, const LayerAttention& layer) {
   float* s = q.scores + slot * kGroup;
-  T* w = q.weights + slot * kGroup;
+  Factor<T>* w = q.weights + slot * kGroup;
   from = std::max(from, 0);
   to = std::min(to, keys);
   if (from >= to) {
@@ -537,7 +595,7 @@ inline void soften(Queries<T>& q, int r, int slot, int keys, int from, int to, c
 // Rows [row, row + count), at most kRows, meet a group: `keys` and `values` are its blocks and those behind it.
 template <class T, class Keys, class Values, class Soften>
 inline void meet(Queries<T>& q, int row, int count, int from, int to, bool fetches, Keys&& keys, Values&& values, Soften&& soften) {
-  const T* these = q.q + static_cast<size_t>(row) * q.padded;
+  const Factor<T>* these = q.q + static_cast<size_t>(row) * q.padded;
   float* results = q.results + static_cast<size_t>(row) * q.padded;
 #if defined(__AMX_BF16__)
   if constexpr (sizeof(T) == 2) {
@@ -546,9 +604,9 @@ inline void meet(Queries<T>& q, int row, int count, int from, int to, bool fetch
     return tile_values(q.weights, q.padded, from, to, values, results);
   }
 #endif
-  all_scores(count, these, q.padded, from, to, fetches, keys, q.scores);
+  all_scores<T>(count, these, q.padded, from, to, fetches, keys, q.scores);
   soften();
-  all_values(count, q.weights, q.padded, from, to, fetches, values, results);
+  all_values<T>(count, q.weights, q.padded, from, to, fetches, values, results);
 }
 
 // Rows [row0, row0 + rows) attend to a segment of `length` keys, of which key j has position `base + j`. `then` is a block of
@@ -589,8 +647,8 @@ void attend_segment(Queries<T>& q, int row0, int rows, const KVMemory& memory, i
 }
 
 // Writes a row's result [head_dim].
-template <class T>
-inline void finish(const Queries<T>& q, int r, const LayerAttention& settings, int head, int d, T* out) {
+template <class T, class Out>
+inline void finish(const Queries<T>& q, int r, const LayerAttention& settings, int head, int d, Out* out) {
   float scale = 1.f / q.mass[r];
   if (settings.sinks != nullptr) {
     const float sink = settings.sinks[head], peak = std::max(q.peak[r], sink), fade = std::exp(q.peak[r] - peak);
@@ -598,14 +656,14 @@ inline void finish(const Queries<T>& q, int r, const LayerAttention& settings, i
   }
   const float* result = q.results + static_cast<size_t>(r) * q.padded;
   int j = 0;
-  for (; j + 16 <= d; j += 16) store(out + j, load(result + j) * broadcast(scale));
-  for (; j < d; j++) out[j] = from_float<T>(result[j] * scale);
+  for (; j + 16 <= d; j += 16) store_rounded<T>(out + j, load(result + j) * broadcast(scale));
+  for (; j < d; j++) out[j] = rounded<T, Out>(result[j] * scale);
 }
 
 // Computes one work item. `q` and `out` are rows of tokens, [heads][head_dim], `q_stride` and `out_stride` elements apart.
-template <class T>
+template <class T, class Out>
 void attend_item(const AttentionPlan& plan, const KVMemory& memory, int layer, const LayerAttention& settings, const T* q,
-                 ptrdiff_t q_stride, T* out, ptrdiff_t out_stride, int index, float* scratch) {
+                 ptrdiff_t q_stride, Out* out, ptrdiff_t out_stride, int index, float* scratch) {
   const auto& item = plan.item(index);
   const int group = settings.heads / memory.kv_heads, d = memory.head_dim, head0 = item.kv_head * group;
   Queries<T> queries(item.tokens * group, memory.padded, scratch);
@@ -615,9 +673,11 @@ void attend_item(const AttentionPlan& plan, const KVMemory& memory, int layer, c
     const int token0 = plan.row(run.row).offset + run.first;
     for (int t = token0; t < token0 + run.count; t++)
       for (int g = 0; g < group; g++, r++) {
-        T* row = queries.q + static_cast<size_t>(r) * memory.padded;
-        std::memcpy(row, q + t * q_stride + (head0 + g) * d, d * sizeof(T));
-        std::memset(static_cast<void*>(row + d), 0, (memory.padded - d) * sizeof(T));
+        Factor<T>* row = queries.q + static_cast<size_t>(r) * memory.padded;
+        const T* source = q + t * q_stride + (head0 + g) * d;
+        if constexpr (sizeof(Factor<T>) == sizeof(T)) std::memcpy(row, source, d * sizeof(T));
+        else for (int j = 0; j < d; j++) row[j] = to_float(source[j]);
+        std::memset(static_cast<void*>(row + d), 0, (memory.padded - d) * sizeof(Factor<T>));
         queries.position[r] = plan.position(t);
         queries.peak[r] = kNever;
         queries.mass[r] = 0.f;

@@ -128,22 +128,32 @@ inline void multiply_rows(const bf16* a, int lda, const bf16* w, size_t panel_st
 }
 #else
 template <int R, int P>
-inline void multiply_rows(const bf16* a, int lda, const bf16* w, size_t panel_step, int depth, float* out, const Ahead<bf16>& ahead) {
+inline void multiply_rows(const float* a, int lda, const bf16* w, size_t panel_step, int depth, float* out, const Ahead<bf16>& ahead) {
   f32x16 sum[R][P];
+#pragma GCC unroll 8
   for (int r = 0; r < R; r++)
     for (int p = 0; p < P; p++) sum[r][p] = f32x16{};
-  for (int k = 0; k < depth / 2; k++) {
-    f32x16 even[P], odd[P];
+  for (int k = 0; k < depth; k += 2) {
+    const bf16* pairs = w + static_cast<size_t>(k) * kPanel;
+    f32x16 column[P];
     for (int p = 0; p < P; p++) {
-      load_pairs(w + p * panel_step + static_cast<size_t>(k) * 2 * kPanel, even[p], odd[p]);
-      ahead.fetch(p, k);
+      column[p] = load_of_pairs<0>(pairs + p * panel_step);
+      ahead.fetch(p, k / 2);
     }
+#pragma GCC unroll 8
     for (int r = 0; r < R; r++) {
-      const bf16* at = a + static_cast<size_t>(r) * lda + 2 * k;
-      const f32x16 x = broadcast(to_float(at[0])), y = broadcast(to_float(at[1]));
-      for (int p = 0; p < P; p++) sum[r][p] = sum[r][p] + x * even[p] + y * odd[p];
+      const f32x16 x = broadcast(a[static_cast<size_t>(r) * lda + k]);
+      for (int p = 0; p < P; p++) sum[r][p] = sum[r][p] + x * column[p];
+    }
+    forget_memory();
+    for (int p = 0; p < P; p++) column[p] = load_of_pairs<1>(pairs + p * panel_step);
+#pragma GCC unroll 8
+    for (int r = 0; r < R; r++) {
+      const f32x16 x = broadcast(a[static_cast<size_t>(r) * lda + k + 1]);
+      for (int p = 0; p < P; p++) sum[r][p] = sum[r][p] + x * column[p];
     }
   }
+#pragma GCC unroll 8
   for (int r = 0; r < R; r++)
     for (int p = 0; p < P; p++) store(out + r * kColumns + p * kPanel, sum[r][p]);
 }
@@ -165,6 +175,7 @@ inline void multiply_rows(const float* a, int lda, const float* w, size_t panel_
         column[p] = load(w + p * panel_step + static_cast<size_t>(j) * kPanel);
         ahead.fetch(p, j);
       }
+#pragma GCC unroll 8
       for (int r = 0; r < R; r++) {
         const f32x16 x = broadcast(a[static_cast<size_t>(r) * lda + j]);
         for (int p = 0; p < P; p++) sum[r][p] = sum[r][p] + x * column[p];
@@ -180,17 +191,19 @@ inline void multiply_rows(const float* a, int lda, const float* w, size_t panel_
 #if defined(__AVX512F__)
 constexpr int kRegisterRows = 8, kRegisterPanels = 2;   // 16 of 32 registers hold results
 #elif defined(__AVX2__)
-constexpr int kRegisterRows = 4, kRegisterPanels = 1;   // 8 of 16: a vector of 16 floats takes two
+constexpr int kRegisterRows = 5, kRegisterPanels = 1;   // 10 of 16: a vector of 16 floats takes two
 #else
 constexpr int kRegisterRows = 2, kRegisterPanels = 2;
 #endif
 
 template <class T, int R = kRegisterRows>
-inline void multiply_pair(const T* a, int lda, int rows, const T* w, size_t panel_step, int depth, float* out, const Ahead<T>& ahead) {
+inline void multiply_pair(const Factor<T>* a, int lda, int rows, const T* w, size_t panel_step, int depth, float* out,
+                          const Ahead<T>& ahead) {
   if constexpr (R > 0) {
+    constexpr int kPanels = 2 * R <= kRegisterRows ? 2 : kRegisterPanels;   // few rows leave room for both
     if (rows == R)
-      for (int p = 0; p < 2; p += kRegisterPanels)
-        multiply_rows<R, kRegisterPanels>(a, lda, w + p * panel_step, panel_step, depth, out + p * kPanel, ahead.of(p));
+      for (int p = 0; p < 2; p += kPanels)
+        multiply_rows<R, kPanels>(a, lda, w + p * panel_step, panel_step, depth, out + p * kPanel, ahead.of(p));
     else multiply_pair<T, R - 1>(a, lda, rows, w, panel_step, depth, out, ahead);
   }
 }
@@ -198,16 +211,16 @@ inline void multiply_pair(const T* a, int lda, int rows, const T* w, size_t pane
 // With `fetches`, the panels that follow are fetched. `between` is called a few times for every block: work that fits into
 // the gaps of this one. Without tiles there are none.
 template <class T, class Between>
-inline void multiply_block(const T* a, int lda, int rows, const T* w, size_t panel_step, int panels, int depth, float* out,
+inline void multiply_block(const Factor<T>* a, int lda, int rows, const T* w, size_t panel_step, int panels, int depth, float* out,
                            bool fetches, Between&&) {
-  const size_t turns = (rows + kRegisterRows - 1) / kRegisterRows, share = fetches ? panel_step / turns : 0;
-  const size_t step = share / (sizeof(T) == 2 ? depth / 2 : depth);
+  const int turns = (rows + kRegisterRows - 1) / kRegisterRows;
+  const size_t share = fetches ? panel_step / turns : 0, step = share / (sizeof(T) == 2 ? depth / 2 : depth);
   for (int p = 0; p < panels; p += 2)
-    for (int r = 0; r < rows; r += kRegisterRows) {
+    for (int turn = 0; turn < turns; turn++) {
+      const int r = rows * turn / turns, height = rows * (turn + 1) / turns - r;   // no turn with much less to do
       const T* pair = w + p * panel_step;
-      const Ahead<T> ahead{fetches ? pair + 2 * panel_step + r / kRegisterRows * share : pair, panel_step, step};
-      multiply_pair<T>(a + static_cast<size_t>(r) * lda, lda, std::min(kRegisterRows, rows - r), pair, panel_step, depth,
-                       out + r * kColumns + p * kPanel, ahead);
+      const Ahead<T> ahead{fetches ? pair + 2 * panel_step + turn * share : pair, panel_step, step};
+      multiply_pair<T>(a + static_cast<size_t>(r) * lda, lda, height, pair, panel_step, depth, out + r * kColumns + p * kPanel, ahead);
     }
 }
 
@@ -309,7 +322,7 @@ struct Pending {
 // Multiplies `rows` rows of `a` (row stride `lda`, `depth()` elements readable, zero beyond k) with the panels of one work
 // item, and calls finish(row, first column, columns, values) for every row of every block; `values` may be changed.
 template <class T, class Finish>
-void run_linear(const Linear<T>& weight, const T* a, int lda, int rows, int item, Finish&& finish) {
+void run_linear(const Linear<T>& weight, const Factor<T>* a, int lda, int rows, int item, Finish&& finish) {
   alignas(64) float blocks[2][kRowBlock * kColumns];
   const size_t panel_step = static_cast<size_t>(weight.depth()) * kPanel;
   const int end = weight.end_panel(item);

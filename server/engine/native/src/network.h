@@ -158,7 +158,7 @@ class Network {
  private:
   enum class Step { embed, input_norm, qkv, rotate, attend, keep, output, post_norm, gate_up, down, final_norm, head };
   struct Phase { Step step; int layer; };
-  struct Rows { float* stream; T* attended; int count; };
+  struct Rows { float* stream; Factor<T>* attended; int count; };
 
   struct Layer {
     Linear<T> qkv, o, gate_up, down;
@@ -182,16 +182,16 @@ class Network {
     if (tokens > capacity_) {
       capacity_ = round_up(tokens, 64);
       stream_ = make_buffer<float>(at(capacity_, shape_.hidden));
-      normed_ = make_buffer<T>(at(capacity_, hidden_width()));
+      normed_ = make_buffer<Factor<T>>(at(capacity_, hidden_width()));
       qkv_ = make_buffer<T>(at(capacity_, qkv_width()) + 64);
-      attended_ = make_buffer<T>(at(capacity_, attended_width()));
-      activated_ = make_buffer<T>(at(capacity_, activated_width()));
+      attended_ = make_buffer<Factor<T>>(at(capacity_, attended_width()));
+      activated_ = make_buffer<Factor<T>>(at(capacity_, activated_width()));
     }
     if (count > kept_capacity_) {
       kept_capacity_ = round_up(count, 64);
-      kept_ = make_buffer<T>(at(kept_capacity_, hidden_width()));
+      kept_ = make_buffer<Factor<T>>(at(kept_capacity_, hidden_width()));
       kept_stream_ = make_buffer<float>(at(kept_capacity_, shape_.hidden));
-      kept_attended_ = make_buffer<T>(at(kept_capacity_, attended_width()));
+      kept_attended_ = make_buffer<Factor<T>>(at(kept_capacity_, attended_width()));
     }
     const size_t each = (scratch + 15) / 16 * 16;
     if (each > scratch_each_ || threads > scratch_threads_) {
@@ -209,15 +209,15 @@ class Network {
   }
 
   // Root mean square normalisation (Zhang and Sennrich 2019, arXiv:1910.07467) of a row of the residual stream.
-  void norm_row(const float* x, const float* weight, T* out) const {
+  void norm_row(const float* x, const float* weight, Factor<T>* out) const {
     const int n = shape_.hidden, whole = n / 16 * 16;
     f32x16 sums = {};
     for (int j = 0; j < whole; j += 16) { const f32x16 v = load(x + j); sums = sums + v * v; }
     float sum = hsum(sums);
     for (int j = whole; j < n; j++) sum += x[j] * x[j];
     const float scale = 1.f / std::sqrt(sum / static_cast<float>(n) + shape_.epsilon);
-    for (int j = 0; j < whole; j += 16) store(out + j, load(x + j) * broadcast(scale) * load(weight + j));
-    for (int j = whole; j < n; j++) out[j] = from_float<T>(x[j] * scale * weight[j]);
+    for (int j = 0; j < whole; j += 16) store_rounded<T>(out + j, load(x + j) * broadcast(scale) * load(weight + j));
+    for (int j = whole; j < n; j++) out[j] = rounded<T, Factor<T>>(x[j] * scale * weight[j]);
   }
 
   void normalise(const std::vector<float>& weight, const float* stream, int item, int rows) {
@@ -229,7 +229,7 @@ class Network {
     const int width = attended_width();
     for (int r = item * kRowChunk; r < std::min(count, (item + 1) * kRowChunk); r++) {
       const float* stream = stream_.get() + at(keep[r], shape_.hidden);
-      const T* attended = attended_.get() + at(keep[r], width);
+      const Factor<T>* attended = attended_.get() + at(keep[r], width);
       std::copy(stream, stream + shape_.hidden, kept_stream_.get() + at(r, shape_.hidden));
       std::copy(attended, attended + width, kept_attended_.get() + at(r, width));
     }
@@ -250,7 +250,7 @@ class Network {
     });
   }
 
-  void residual(const Linear<T>& weight, const T* input, int lda, float* stream, int item, int rows) {
+  void residual(const Linear<T>& weight, const Factor<T>* input, int lda, float* stream, int item, int rows) {
     run_linear<T>(weight, input, lda, rows, item, [&](int row, int column, int width, float* values) {
       float* out = stream + at(row, shape_.hidden) + column;
       int j = 0;
@@ -262,9 +262,9 @@ class Network {
   // Gate and up projections lie in alternate panels, so both factors of SwiGLU (Shazeer 2020, arXiv:2002.05202) meet here.
   void gate_up(const Layer& layer, int item, int tokens) {
     run_linear<T>(layer.gate_up, normed_.get(), hidden_width(), tokens, item, [&](int row, int column, int width, float* values) {
-      T* out = activated_.get() + at(row, activated_width()) + column / 2;
+      Factor<T>* out = activated_.get() + at(row, activated_width()) + column / 2;
       for (int j = 0; j < width; j += 2 * kPanel, out += kPanel)
-        store(out, silu(load(values + j)) * load(values + j + kPanel));
+        store_rounded<T>(out, silu(load(values + j)) * load(values + j + kPanel));
     });
   }
 
@@ -348,7 +348,8 @@ class Network {
   std::vector<float> cos_, sin_, norm_;
   Linear<T> head_;
   Buffer<float> stream_, kept_stream_, scratch_;
-  Buffer<T> normed_, qkv_, attended_, activated_, kept_, kept_attended_;
+  Buffer<T> qkv_;
+  Buffer<Factor<T>> normed_, attended_, activated_, kept_, kept_attended_;
   std::vector<Peak> peaks_;
   int capacity_ = 0, kept_capacity_ = 0, scratch_threads_ = 0;
   size_t scratch_each_ = 0;

@@ -32,7 +32,7 @@ struct f32x16 {
   f32x8 low, high;
 };
 
-inline f32x16 broadcast(float x) { return {f32x8{} + x, f32x8{} + x}; }
+inline f32x16 broadcast(float x) { return {(f32x8)_mm256_set1_ps(x), (f32x8)_mm256_set1_ps(x)}; }
 inline f32x16 operator+(f32x16 a, f32x16 b) { return {a.low + b.low, a.high + b.high}; }
 inline f32x16 operator-(f32x16 a, f32x16 b) { return {a.low - b.low, a.high - b.high}; }
 inline f32x16 operator*(f32x16 a, f32x16 b) { return {a.low * b.low, a.high * b.high}; }
@@ -49,7 +49,7 @@ typedef int32_t i32x16 __attribute__((vector_size(64)));
 typedef uint32_t u32x16 __attribute__((vector_size(64)));
 typedef uint16_t u16x16 __attribute__((vector_size(32)));
 
-inline f32x16 broadcast(float x) { return f32x16{} + x; }
+inline f32x16 broadcast(float x) { return f32x16{x, x, x, x, x, x, x, x, x, x, x, x, x, x, x, x}; }
 #endif
 
 inline float to_float(float x) { return x; }
@@ -76,15 +76,20 @@ inline bf16 from_float<bf16>(float x) {
   return {static_cast<uint16_t>((bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16)};
 }
 
+#if defined(WAYBILL_HALVES)
+// Half by half: a copy of both at once goes by way of the stack, in pieces that cannot be read back before all are written.
 inline f32x16 load(const float* p) {
   f32x16 v;
-  std::memcpy(&v, p, sizeof v);
+  std::memcpy(&v.low, p, sizeof v.low);
+  std::memcpy(&v.high, p + 8, sizeof v.high);
   return v;
 }
 
-inline void store(float* p, f32x16 v) { std::memcpy(p, &v, sizeof v); }
+inline void store(float* p, f32x16 v) {
+  std::memcpy(p, &v.low, sizeof v.low);
+  std::memcpy(p + 8, &v.high, sizeof v.high);
+}
 
-#if defined(WAYBILL_HALVES)
 inline f32x8 widened(const bf16* p) {
   u16x8 half;
   std::memcpy(&half, p, sizeof half);
@@ -93,11 +98,17 @@ inline f32x8 widened(const bf16* p) {
 
 inline f32x16 load(const bf16* p) { return {widened(p), widened(p + 8)}; }
 
-inline void narrowed(bf16* p, f32x8 v) {
+// Floats rounded to bf16, their lower halves zero.
+inline u32x8 nearest_bf16(f32x8 v) {
   const u32x8 bits = (u32x8)v;
-  const u32x8 rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
   const u32x8 nan = (u32x8)((bits & 0x7fffffffu) > 0x7f800000u);
-  const u16x8 half = __builtin_convertvector((rounded & ~nan) | (0x7fc0u & nan), u16x8);
+  return ((bits + 0x7fffu + ((bits >> 16) & 1u)) & 0xffff0000u & ~nan) | (0x7fc00000u & nan);
+}
+
+inline f32x16 nearest_bf16(f32x16 v) { return {(f32x8)nearest_bf16(v.low), (f32x8)nearest_bf16(v.high)}; }
+
+inline void narrowed(bf16* p, f32x8 v) {
+  const u16x8 half = __builtin_convertvector(nearest_bf16(v) >> 16, u16x8);
   std::memcpy(p, &half, sizeof half);
 }
 
@@ -106,13 +117,14 @@ inline void store(bf16* p, f32x16 v) {
   narrowed(p + 8, v.high);
 }
 
-// Sixteen pairs of neighbours, taken apart.
-inline void load_pairs(const bf16* p, f32x16& even, f32x16& odd) {
+// The first or the second of sixteen pairs of neighbours.
+template <int kWhich>
+inline f32x16 load_of_pairs(const bf16* p) {
   u32x8 low, high;
   std::memcpy(&low, p, sizeof low);
   std::memcpy(&high, p + 16, sizeof high);
-  even = {(f32x8)(low << 16), (f32x8)(high << 16)};
-  odd = {(f32x8)(low & 0xffff0000u), (f32x8)(high & 0xffff0000u)};
+  if constexpr (kWhich == 0) return {(f32x8)(low << 16), (f32x8)(high << 16)};
+  else return {(f32x8)(low & 0xffff0000u), (f32x8)(high & 0xffff0000u)};
 }
 
 inline f32x8 vmax(f32x8 a, f32x8 b) { return a > b ? a : b; }
@@ -173,31 +185,42 @@ inline f32x8 exp(f32x8 x) {
 // e to the x, as below.
 inline f32x16 exp(f32x16 x) { return {exp(x.low), exp(x.high)}; }
 #else
+inline f32x16 load(const float* p) {
+  f32x16 v;
+  std::memcpy(&v, p, sizeof v);
+  return v;
+}
+
+inline void store(float* p, f32x16 v) { std::memcpy(p, &v, sizeof v); }
+
 inline f32x16 load(const bf16* p) {
   u16x16 half;
   std::memcpy(&half, p, sizeof half);
   return reinterpret_cast<f32x16>(__builtin_convertvector(half, u32x16) << 16);
 }
 
+// Floats rounded to bf16, their lower halves zero.
+inline f32x16 nearest_bf16(f32x16 v) {
+  const u32x16 bits = reinterpret_cast<u32x16>(v);
+  const u32x16 nan = reinterpret_cast<u32x16>((bits & 0x7fffffffu) > 0x7f800000u);
+  return reinterpret_cast<f32x16>(((bits + 0x7fffu + ((bits >> 16) & 1u)) & 0xffff0000u & ~nan) | (0x7fc00000u & nan));
+}
+
 inline void store(bf16* p, f32x16 v) {
 #if defined(__AVX512BF16__)
   const __m256bh half = _mm512_cvtneps_pbh(reinterpret_cast<__m512>(v));
-  std::memcpy(p, &half, sizeof half);
 #else
-  const u32x16 bits = reinterpret_cast<u32x16>(v);
-  const u32x16 rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
-  const u32x16 nan = reinterpret_cast<u32x16>((bits & 0x7fffffffu) > 0x7f800000u);
-  const u16x16 half = __builtin_convertvector((rounded & ~nan) | (0x7fc0u & nan), u16x16);
-  std::memcpy(p, &half, sizeof half);
+  const u16x16 half = __builtin_convertvector(reinterpret_cast<u32x16>(nearest_bf16(v)) >> 16, u16x16);
 #endif
+  std::memcpy(p, &half, sizeof half);
 }
 
-// Sixteen pairs of neighbours, taken apart.
-inline void load_pairs(const bf16* p, f32x16& even, f32x16& odd) {
+// The first or the second of sixteen pairs of neighbours.
+template <int kWhich>
+inline f32x16 load_of_pairs(const bf16* p) {
   u32x16 both;
   std::memcpy(&both, p, sizeof both);
-  even = reinterpret_cast<f32x16>(both << 16);
-  odd = reinterpret_cast<f32x16>(both & 0xffff0000u);
+  return reinterpret_cast<f32x16>(kWhich == 0 ? both << 16 : both & 0xffff0000u);
 }
 
 inline f32x16 vmax(f32x16 a, f32x16 b) {
@@ -283,6 +306,39 @@ inline f32x16 exp(f32x16 x) {
 #endif
 }
 #endif
+
+// ------------------------------------------------------------------------------------------------------ factors
+// What a product's left factor is kept as: the model's type, but bf16 as floats of its precision where the processor has no
+// instruction for products of bf16. Each is met by many weights, and would be widened as often.
+template <class T>
+struct FactorOf {
+  using type = T;
+};
+#if !defined(__AVX512BF16__)
+template <>
+struct FactorOf<bf16> {
+  using type = float;
+};
+#endif
+template <class T>
+using Factor = typename FactorOf<T>::type;
+
+// Rounds to T, and keeps it as `To`: T itself, or float.
+template <class T, class To>
+inline void store_rounded(To* p, f32x16 v) {
+  if constexpr (sizeof(To) == sizeof(T)) store(p, v);
+  else store(p, nearest_bf16(v));
+}
+
+template <class T, class To>
+inline To rounded(float x) {
+  const T narrow = from_float<T>(x);
+  if constexpr (sizeof(To) == sizeof(T)) return narrow;
+  else return to_float(narrow);
+}
+
+// The compiler reads again what it needs of memory after this, rather than keep it: where there are no registers left.
+inline void forget_memory() { asm volatile("" : : : "memory"); }
 
 // x times the logistic function of x.
 inline f32x16 silu(f32x16 x) { return x / (1.f + exp(-x)); }
