@@ -1,7 +1,8 @@
-// Attention over two segments of blocks: an adapter's prefix, read once for all queries that share it, and a sequence's own
-// tokens. Online softmax (Milakov and Gimelshein 2018, arXiv:1805.02867) in float32.
+// Attention over an adapter's prefix and a sequence's own tokens. A prefix is a segment of blocks of its own, read once for all
+// queries that share it; but the one or two blocks of a short prefix stand in front of the sequence's own, in one segment with a
+// gap where the prefix ends. Online softmax (Milakov and Gimelshein 2018, arXiv:1805.02867) in float32.
 //
-// Keys are taken in groups of 128, counted from the start of each segment. A query's arithmetic depends on its own keys
+// Keys are taken in groups of 128, counted from the start of each segment, with what stands in front in the first of them. A query's arithmetic depends on its own keys
 // alone: a key that it does not see adds exact zeros, and which queries share a work item changes no order. So a query's
 // result is bitwise the same alone, in any batch, and however its prompt was cut into steps.
 #pragma once
@@ -19,10 +20,16 @@
 namespace waybill {
 
 constexpr int kGroup = 128;        // keys between two updates of a softmax
+constexpr int kFront = 64;         // tokens of the longest prefix whose blocks stand in front of the sequence's own
+constexpr int kWidth = kGroup + kFront;   // keys that a group holds at most: the first one takes in what stands in front
 constexpr int kMaxHeadDim = 256;
 constexpr int kItemTokens = 16;    // tokens of a work item: times the query heads of one KV head, its rows
-constexpr int kLong = 128;         // tokens of a prefix that is better read seldom than cut fairly
-constexpr int kRows = 16;          // of these meet a group at once, so that all of it stays in the first-level cache
+constexpr int kLong = 128;         // tokens from which a prefix is long: better read seldom than cut fairly
+#if defined(WAYBILL_HALVES)
+constexpr int kRows = 20;          // of these meet a group at once, so that all of it stays in the first-level cache
+#else
+constexpr int kRows = 16;
+#endif
 constexpr float kNever = -std::numeric_limits<float>::infinity();
 
 struct LayerAttention {
@@ -191,8 +198,8 @@ inline void scores_of(const bf16* q, const bf16* keys, const bf16* next, int pad
   }
 #pragma GCC unroll 8
   for (int r = 0; r < R; r++) {
-    _mm512_storeu_ps(out + r * kGroup, near[r]);
-    _mm512_storeu_ps(out + r * kGroup + kTile, far[r]);
+    _mm512_storeu_ps(out + r * kWidth, near[r]);
+    _mm512_storeu_ps(out + r * kWidth + kTile, far[r]);
   }
 }
 #else
@@ -225,7 +232,7 @@ inline void scores_of(const float* q, const bf16* keys, const bf16* next, int pa
     }
 #pragma GCC unroll 8
     for (int r = 0; r < R; r++)
-      for (int p = 0; p < P; p++) store(out + r * kGroup + (t + p) * kTile, sum[r][p]);
+      for (int p = 0; p < P; p++) store(out + r * kWidth + (t + p) * kTile, sum[r][p]);
   }
 }
 #endif
@@ -260,12 +267,12 @@ inline void scores_of(const float* q, const float* keys, const float* next, int 
         for (int p = 0; p < P; p++) total[r][p] = total[r][p] + sum[r][p];
     }
     for (int r = 0; r < R; r++)
-      for (int p = 0; p < P; p++) store(out + r * kGroup + (t + p) * kTile, total[r][p]);
+      for (int p = 0; p < P; p++) store(out + r * kWidth + (t + p) * kTile, total[r][p]);
   }
 }
 
 // Adds the weighted values of a block of 32 keys to R rows of results [R][padded], in N vectors of dimensions from `d` on.
-// `weights` are [R][kGroup].
+// `weights` are [R][kWidth].
 template <int R, int N, bool kFetch>
 inline void add_values(const Factor<bf16>* weights, const bf16* values, const bf16* next, int padded, int d, float* out) {
   f32x16 sum[R][N];
@@ -281,7 +288,7 @@ inline void add_values(const Factor<bf16>* weights, const bf16* values, const bf
     for (int n = 0; n < N; n++) value[n] = (__m512bh)_mm512_loadu_si512(pair + n * 32);
     for (int r = 0; r < R; r++) {
       int32_t two;
-      std::memcpy(&two, weights + r * kGroup + 2 * p, sizeof two);
+      std::memcpy(&two, weights + r * kWidth + 2 * p, sizeof two);
       const __m512bh both = (__m512bh)_mm512_set1_epi32(two);
       for (int n = 0; n < N; n++) sum[r][n] = (f32x16)_mm512_dpbf16_ps((__m512)sum[r][n], value[n], both);
     }
@@ -290,14 +297,14 @@ inline void add_values(const Factor<bf16>* weights, const bf16* values, const bf
     for (int n = 0; n < N; n++) value[n] = load_of_pairs<0>(pair + n * 32);
 #pragma GCC unroll 8
     for (int r = 0; r < R; r++) {
-      const f32x16 x = broadcast(weights[r * kGroup + 2 * p]);
+      const f32x16 x = broadcast(weights[r * kWidth + 2 * p]);
       for (int n = 0; n < N; n++) sum[r][n] = sum[r][n] + x * value[n];
     }
     forget_memory();
     for (int n = 0; n < N; n++) value[n] = load_of_pairs<1>(pair + n * 32);
 #pragma GCC unroll 8
     for (int r = 0; r < R; r++) {
-      const f32x16 x = broadcast(weights[r * kGroup + 2 * p + 1]);
+      const f32x16 x = broadcast(weights[r * kWidth + 2 * p + 1]);
       for (int n = 0; n < N; n++) sum[r][n] = sum[r][n] + x * value[n];
     }
 #endif
@@ -322,7 +329,7 @@ inline void add_values(const float* weights, const float* values, const float* n
     }
 #pragma GCC unroll 8
     for (int r = 0; r < R; r++) {
-      const f32x16 x = broadcast(weights[r * kGroup + k]);
+      const f32x16 x = broadcast(weights[r * kWidth + k]);
       for (int n = 0; n < N; n++) sum[r][n] = sum[r][n] + x * value[n];
     }
   }
@@ -375,7 +382,7 @@ void all_scores(int rows, const Factor<T>* q, int padded, int from, int to, bool
     for (int turn = 0; turn < turns; turn++) {
       const int r = rows * turn / turns, count = rows * (turn + 1) / turns - r;
       const Factor<T>* these = q + static_cast<size_t>(r) * padded;
-      float* out = scores + static_cast<size_t>(r) * kGroup + j * kBlock;
+      float* out = scores + static_cast<size_t>(r) * kWidth + j * kBlock;
       if (next != nullptr && r == 0) scores_rows<true, T>(count, these, keys, next, padded, out);
       else scores_rows<false, T>(count, these, keys, nullptr, padded, out);
     }
@@ -389,7 +396,7 @@ void all_values(int rows, const Factor<T>* weights, int padded, int from, int to
     const int turns = (rows + kQueryRows - 1) / kQueryRows;
     for (int turn = 0; turn < turns; turn++) {
       const int r = rows * turn / turns, count = rows * (turn + 1) / turns - r;
-      const Factor<T>* these = weights + static_cast<size_t>(r) * kGroup + j * kBlock;
+      const Factor<T>* these = weights + static_cast<size_t>(r) * kWidth + j * kBlock;
       float* out = results + static_cast<size_t>(r) * padded;
       if (next != nullptr && r == 0) values_rows<true, T>(count, these, values, next, padded, out);
       else values_rows<false, T>(count, these, values, nullptr, padded, out);
@@ -417,11 +424,11 @@ inline void tile_scores_of(const bf16* q, const bf16* near, const bf16* far, int
       _tile_dpbf16ps(3, 4, 7);
     }
   }
-  _tile_stored(0, out, kGroup * 4);
-  _tile_stored(1, out + kTile, kGroup * 4);
+  _tile_stored(0, out, kWidth * 4);
+  _tile_stored(1, out + kTile, kWidth * 4);
   if constexpr (kTwo) {
-    _tile_stored(2, out + kBlock, kGroup * 4);
-    _tile_stored(3, out + kBlock + kTile, kGroup * 4);
+    _tile_stored(2, out + kBlock, kWidth * 4);
+    _tile_stored(3, out + kBlock + kTile, kWidth * 4);
   }
 }
 
@@ -443,7 +450,7 @@ inline void tile_values_of(const bf16* weights, int padded, int d, int from, int
   if constexpr (kTwo) { _tile_loadd(2, out + 32, stride); _tile_loadd(3, out + 48, stride); }
   for (int j = from; j < to; j++) {
     const bf16* values = block(j) + 2 * d;
-    _tile_loadd(4, weights + j * kBlock, kGroup * 2);
+    _tile_loadd(4, weights + j * kBlock, kWidth * 2);
     _tile_loadd(6, values, stride);
     _tile_dpbf16ps(0, 4, 6);
     _tile_loadd(7, values + 32, stride);
@@ -477,21 +484,21 @@ struct Queries {
   float *results;   // [rows][padded]
   float *peak, *mass;
   int* position;
-  float *scores;    // [kRows][kGroup], of the rows that meet a group at this moment
-  Factor<T>* weights;   // [kRows][kGroup], of these
+  float *scores;    // [kRows][kWidth], of the rows that meet a group at this moment
+  Factor<T>* weights;   // [kRows][kWidth], of these
   int height = 0;   // for how many rows the tiles are configured
 
   Queries(int count, int width, float* scratch) : rows(count), padded(width) {
     scores = scratch;
-    weights = reinterpret_cast<Factor<T>*>(scores + kRows * kGroup);
-    results = scores + 2 * kRows * kGroup;
+    weights = reinterpret_cast<Factor<T>*>(scores + kRows * kWidth);
+    results = scores + 2 * kRows * kWidth;
     q = reinterpret_cast<Factor<T>*>(results + static_cast<size_t>(rows) * padded);
     peak = results + 2 * static_cast<size_t>(rows) * padded;
     mass = peak + rows;
     position = reinterpret_cast<int*>(mass + rows);
   }
 
-  static size_t floats(size_t rows, int padded) { return 2 * kRows * kGroup + rows * (2 * padded + 3); }
+  static size_t floats(size_t rows, int padded) { return 2 * kRows * kWidth + rows * (2 * padded + 3); }
 };
 
 // Floats that one thread needs for `attend_item`.
@@ -499,36 +506,39 @@ inline size_t scratch_floats(const KVMemory& memory, int heads) {
   return Queries<float>::floats(static_cast<size_t>(kItemTokens) * (heads / memory.kv_heads), memory.padded);
 }
 
-#if defined(__AVX512BF16__)
+// Keys of a group that a query sees, a bit for each.
+struct Seen {
+  uint16_t bits[kWidth / 16];
+  bool none;
+
+  // Keys [from, to) but for [hole, hole_end); any may lie outside of the group.
+  Seen(int from, int to, int hole, int hole_end) : none(true) {
+    for (int word = 0; word < kWidth; word += 64) {
+      const uint64_t these = below(to - word) & ~below(from - word) & (below(hole - word) | ~below(hole_end - word));
+      for (int i = 0; i < 4; i++) bits[word / 16 + i] = static_cast<uint16_t>(these >> (16 * i));
+      none = none && these == 0;
+    }
+  }
+
+  uint16_t of(int key) const { return bits[key / 16]; }
+
+ private:
+  static_assert(kWidth % 64 == 0);
+  static uint64_t below(int key) { return key <= 0 ? 0 : key >= 64 ? ~uint64_t{0} : (uint64_t{1} << key) - 1; }
+};
+
 constexpr float kLog2E = 1.44269504f;
 constexpr float kLeap = 8.f;   // by how much a score may exceed the peak before that moves
 
-// Two to the y, to 8e-5 of its value, in the lanes of `lanes`; 0 in others, and where it would be no normal number. The
-// weights are rounded to 8 bits.
-inline __m512 weights_of(__m512 y, __mmask16 lanes) {
-  const __m512 whole = _mm512_roundscale_ps(y, 8), f = _mm512_sub_ps(y, whole);
-  __m512 p = _mm512_fmadd_ps(f, _mm512_set1_ps(0.0551716649f), _mm512_set1_ps(0.242611122f));
-  p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(0.693260986f));
-  p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(0.999928074f));
-  const __mmask16 normal = _mm512_mask_cmp_ps_mask(lanes, y, _mm512_set1_ps(-125.f), _CMP_NLT_UQ);
-  return _mm512_maskz_scalef_ps(normal, p, whole);
-}
-
-// As `soften` below, for weights of 8 bits, scores that no softcap changes, and 0 <= from < to <= keys: where keys are
-// multiplied in tiles, exponentials are a large part of attention. The peak stays where it is until a score leaps over it, so
-// that results are seldom scaled anew; a weight may then exceed 1, which is as exact in a float (FlashAttention-4 does so on
-// GPUs).
-inline void soften_fast(Queries<bf16>& q, int r, int slot, int keys, int from, int to, float scaling) {
-  const float* s = q.scores + slot * kGroup;
-  bf16* w = q.weights + slot * kGroup;
-  const int begin = from / 16 * 16, end = (to + 15) / 16 * 16;
-  const auto first = static_cast<__mmask16>(0xffffu << (from - begin)), last = static_cast<__mmask16>(0xffffu >> (end - to));
-  const auto lanes = [&](int j) {
-    return static_cast<__mmask16>((j == begin ? first : 0xffff) & (j + 16 == end ? last : 0xffff));
-  };
-  __m512 best = _mm512_set1_ps(kNever);
-  for (int j = begin; j < end; j += 16) best = _mm512_mask_max_ps(best, lanes(j), best, _mm512_loadu_ps(s + j));
-  const float highest = scaling * _mm512_reduce_max_ps(best);
+// As `soften` below, for a model of bf16, whose weights need 8 bits, scores that no softcap changes, and a key that is seen:
+// exponentials are a large part of attention. The peak stays where it is until a score leaps over it, so that results are
+// seldom scaled anew; a weight may then exceed 1, which is as exact in a float (FlashAttention-4 does so on GPUs).
+inline void soften_fast(Queries<bf16>& q, int r, int slot, int keys, const Seen& seen, float scaling) {
+  const float* s = q.scores + slot * kWidth;
+  Factor<bf16>* w = q.weights + slot * kWidth;
+  f32x16 best = broadcast(kNever);
+  for (int j = 0; j < keys; j += 16) best = vmax(best, keep_bits(load(s + j), seen.of(j), kNever));
+  const float highest = scaling * hmax(best);
   if (highest > q.peak[r] + kLeap) {
     if (q.peak[r] != kNever) {
       const float fade = std::exp(q.peak[r] - highest);
@@ -538,40 +548,33 @@ inline void soften_fast(Queries<bf16>& q, int r, int slot, int keys, int from, i
     }
     q.peak[r] = highest;
   }
-  const __m512 factor = _mm512_set1_ps(scaling * kLog2E), shift = _mm512_set1_ps(-q.peak[r] * kLog2E);
-  __m512 sum = _mm512_setzero_ps();
-  for (int j = 0; j < begin; j += 16) store(w + j, f32x16{});
-  for (int j = begin; j < end; j += 16) {
-    const __m512 e = weights_of(_mm512_fmadd_ps(_mm512_loadu_ps(s + j), factor, shift), lanes(j));
-    store(w + j, (f32x16)e);
-    sum = _mm512_add_ps(sum, e);
+  const f32x16 factor = broadcast(scaling * kLog2E), shift = broadcast(q.peak[r] * kLog2E);
+  f32x16 sum = {};
+  for (int j = 0; j < keys; j += 16) {
+    const f32x16 e = keep_bits(rough_exp2(load(s + j) * factor - shift), seen.of(j), 0.f);
+    store(w + j, e);
+    sum = sum + e;
   }
-  for (int j = end; j < keys; j += 16) store(w + j, f32x16{});
-  q.mass[r] += _mm512_reduce_add_ps(sum);
+  q.mass[r] += hsum(sum);
 }
-#endif
 
-// A row's scores of a group, in `slot`, become weights, of which those outside [from, to) are zero.
+// A row's scores of a group, in `slot`, become weights: 0 for keys that are not seen.
 template <class T>
-inline void soften(Queries<T>& q, int r, int slot, int keys, int from, int to, const LayerAttention& layer) {
-  float* s = q.scores + slot * kGroup;
-  Factor<T>* w = q.weights + slot * kGroup;
-  from = std::max(from, 0);
-  to = std::min(to, keys);
-  if (from >= to) {
+inline void soften(Queries<T>& q, int r, int slot, int keys, const Seen& seen, const LayerAttention& layer) {
+  float* s = q.scores + slot * kWidth;
+  Factor<T>* w = q.weights + slot * kWidth;
+  if (seen.none) {
     for (int j = 0; j < keys; j += 16) store(w + j, f32x16{});
     return;
   }
-#if defined(__AVX512BF16__)
   if constexpr (sizeof(T) == 2)
-    if (layer.softcap == 0.f && layer.scaling > 0.f) return soften_fast(q, r, slot, keys, from, to, layer.scaling);
-#endif
+    if (layer.softcap == 0.f && layer.scaling > 0.f) return soften_fast(q, r, slot, keys, seen, layer.scaling);
   const f32x16 scaling = broadcast(layer.scaling);
   f32x16 best = broadcast(kNever);
   for (int j = 0; j < keys; j += 16) {
     f32x16 x = load(s + j) * scaling;
     if (layer.softcap != 0.f) x = cap(x, layer.softcap);
-    if (j < from || j + 16 > to) x = keep_lanes(x, from - j, to - j, kNever);
+    if (seen.of(j) != 0xffff) x = keep_bits(x, seen.of(j), kNever);
     store(s + j, x);
     best = vmax(best, x);
   }
@@ -609,24 +612,55 @@ inline void meet(Queries<T>& q, int row, int count, int from, int to, bool fetch
   all_values<T>(count, q.weights, q.padded, from, to, fetches, values, results);
 }
 
-// Rows [row0, row0 + rows) attend to a segment of `length` keys, of which key j has position `base + j`. `then` is a block of
-// what is computed next.
+// Blocks of keys one after another: some of `front`, then `blocks`. Behind key `hole` there is a gap, places that hold nothing.
+struct Segment {
+  const int32_t *front, *blocks;
+  int front_blocks;
+  int length;       // keys, those in the gap included
+  int base;         // position of the first key
+  int hole, gap;
+
+  static Segment of(const int32_t* blocks, int length, int base) { return {nullptr, blocks, 0, length, base, length, 0}; }
+
+  // A prefix in front of `own` tokens.
+  static Segment joined(const PlanRow& row, int own) {
+    const int front = (row.prefix_len + kBlock - 1) / kBlock, gap = front * kBlock - row.prefix_len;
+    return {row.prefix_blocks, row.blocks, front, front * kBlock + own, 0, row.prefix_len, gap};
+  }
+
+  int32_t block(int index) const { return index < front_blocks ? front[index] : blocks[index - front_blocks]; }
+
+  // The first key of the group that holds this one, and how many keys a group has that begins there.
+  int group(int key) const {
+    const int more = front_blocks * kBlock;
+    return key < more + kGroup ? 0 : more + (key - more) / kGroup * kGroup;
+  }
+  int width(int group) const { return group == 0 ? front_blocks * kBlock + kGroup : kGroup; }
+
+  // Where the key of a position lies.
+  int place(int position) const { return position - base < hole ? position - base : position - base + gap; }
+};
+
+// Rows [row0, row0 + rows) attend to a segment. `then` is a block of what is computed next.
 template <class T>
-void attend_segment(Queries<T>& q, int row0, int rows, const KVMemory& memory, int layer, int head, const int32_t* blocks,
-                    int length, int base, int then, const LayerAttention& settings) {
-  int first = length, last = 0;   // keys that any of the rows sees
+void attend_segment(Queries<T>& q, int row0, int rows, const KVMemory& memory, int layer, int head, const Segment& segment,
+                    int then, const LayerAttention& settings) {
+  const auto end_of = [&](int position) { return std::min(segment.length, segment.place(position) + 1); };
+  const auto start_of = [&](int position) {
+    return settings.window > 0 ? segment.place(std::max(position + 1 - settings.window, segment.base)) : 0;
+  };
+  int first = segment.length, last = 0;   // keys that any of the rows sees
   for (int r = row0; r < row0 + rows; r++) {
-    const int to = std::min(length, q.position[r] + 1 - base);
-    const int from = settings.window > 0 ? q.position[r] + 1 - settings.window - base : 0;
-    first = std::min(first, std::max(from, 0));
-    last = std::max(last, to);
+    first = std::min(first, start_of(q.position[r]));
+    last = std::max(last, end_of(q.position[r]));
   }
   if (first >= last) return;   // all of it lies before every window
-  for (int key = first / kGroup * kGroup; key < last; key += kGroup) {
-    const int32_t* table = blocks + key / kBlock;
+  for (int key = segment.group(first), width; key < last; key += width) {
+    width = segment.width(key);
+    const int block0 = key / kBlock;
     const int skip = first > key ? (first - key) / kBlock : 0;   // blocks that lie before every window
-    const int left = (last - key + kBlock - 1) / kBlock, count = std::min(kGroup / kBlock, left);
-    const auto at = [&](int j) { return j < left ? table[j] : then; };
+    const int left = (last - key + kBlock - 1) / kBlock, count = std::min(width / kBlock, left);
+    const auto at = [&](int j) { return j < left ? segment.block(block0 + j) : then; };
     for (int row = row0; row < row0 + rows; row += kRows) {
       const int some = std::min(kRows, row0 + rows - row);
 #if defined(__AMX_BF16__)
@@ -636,10 +670,11 @@ void attend_segment(Queries<T>& q, int row0, int rows, const KVMemory& memory, i
           q, row, some, skip, count, rows <= kFetchQueries, [&](int j) { return memory.keys<T>(layer, at(j), head); },
           [&](int j) { return memory.values<T>(layer, at(j), head); },
           [&] {
-            for (int i = 0; i < some; i++) {
-              const int position = q.position[row + i] + 1 - base;
-              const int from = settings.window > 0 ? position - settings.window - key : 0;
-              soften(q, row + i, i, count * kBlock, from, std::min(length, position) - key, settings);
+            for (int i = 0; i < some;) {
+              const int position = q.position[row + i];
+              const int to = std::min(end_of(position) - key, count * kBlock);   // others are the next group's
+              const Seen seen(start_of(position) - key, to, segment.hole - key, segment.hole + segment.gap - key);
+              for (; i < some && q.position[row + i] == position; i++) soften(q, row + i, i, count * kBlock, seen, settings);
             }
           });
     }
@@ -691,15 +726,18 @@ void attend_item(const AttentionPlan& plan, const KVMemory& memory, int layer, c
     int rows = 0;
     for (; end < item.runs && row_of(end).prefix_blocks == shared.prefix_blocks; end++)
       rows += plan.run(item.run0 + end).count * group;
-    if (shared.prefix_len > 0)
-      attend_segment(queries, r, rows, memory, layer, item.kv_head, shared.prefix_blocks, shared.prefix_len, 0, shared.blocks[0],
-                     settings);
+    const bool apart = shared.prefix_len > kFront;
+    if (apart)
+      attend_segment(queries, r, rows, memory, layer, item.kv_head, Segment::of(shared.prefix_blocks, shared.prefix_len, 0),
+                     shared.blocks[0], settings);
     for (; i < end; i++) {
       const auto& run = plan.run(item.run0 + i);
       const PlanRow &row = plan.row(run.row), &next = row_of(i + 1);
-      const int then = i + 1 == end && next.prefix_len > 0 ? next.prefix_blocks[0] : next.blocks[0];
-      attend_segment(queries, r, run.count * group, memory, layer, item.kv_head, row.blocks, row.start + run.first + run.count,
-                     row.prefix_len, then, settings);
+      const bool prefix_next = next.prefix_len > 0 && (i + 1 == end || !apart);
+      const int own = row.start + run.first + run.count;
+      attend_segment(queries, r, run.count * group, memory, layer, item.kv_head,
+                     apart || row.prefix_len == 0 ? Segment::of(row.blocks, own, row.prefix_len) : Segment::joined(row, own),
+                     prefix_next ? next.prefix_blocks[0] : next.blocks[0], settings);
       const int token0 = row.offset + run.first;
       for (int t = token0; t < token0 + run.count; t++)
         for (int g = 0; g < group; g++, r++) finish(queries, r, settings, head0 + g, d, out + t * out_stride + (head0 + g) * d);

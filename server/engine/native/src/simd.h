@@ -149,13 +149,6 @@ inline float hmax(f32x16 v) {
   return lane[0];
 }
 
-// `v` where a lane's index lies in [from, to), else `other`.
-inline f32x16 keep_lanes(f32x16 v, int from, int to, float other) {
-  const i32x8 lane = {0, 1, 2, 3, 4, 5, 6, 7};
-  const f32x8 others = f32x8{} + other;
-  return {((lane >= from) & (lane < to)) ? v.low : others, ((lane + 8 >= from) & (lane + 8 < to)) ? v.high : others};
-}
-
 // `v` where a lane's bit is set, the lowest first, else `other`.
 inline f32x16 keep_bits(f32x16 v, uint16_t bits, float other) {
   const i32x8 lane = {1, 2, 4, 8, 16, 32, 64, 128};
@@ -182,8 +175,18 @@ inline f32x8 exp(f32x8 x) {
   return below ? f32x8{} : p * (f32x8)((power + 127) << 23);
 }
 
-// e to the x, as below.
+inline f32x8 rough_exp2(f32x8 y) {
+  const f32x8 magic = f32x8{} + 12582912.f, shifted = y + magic, f = y - (shifted - magic);
+  f32x8 p = f * 0.0551716649f + 0.242611122f;
+  p = p * f + 0.693260986f;
+  p = p * f + 0.999928074f;
+  const i32x8 power = (i32x8)shifted - 0x4b400000;
+  return y < f32x8{} - 125.f ? f32x8{} : p * (f32x8)((power + 127) << 23);
+}
+
+// Both as below.
 inline f32x16 exp(f32x16 x) { return {exp(x.low), exp(x.high)}; }
+inline f32x16 rough_exp2(f32x16 y) { return {rough_exp2(y.low), rough_exp2(y.high)}; }
 #else
 inline f32x16 load(const float* p) {
   f32x16 v;
@@ -256,12 +259,6 @@ inline float hmax(f32x16 v) {
 #endif
 }
 
-// `v` where a lane's index lies in [from, to), else `other`.
-inline f32x16 keep_lanes(f32x16 v, int from, int to, float other) {
-  const i32x16 lane = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
-  return ((lane >= from) & (lane < to)) ? v : broadcast(other);
-}
-
 // `v` where a lane's bit is set, the lowest first, else `other`.
 inline f32x16 keep_bits(f32x16 v, uint16_t bits, float other) {
 #if defined(__AVX512F__)
@@ -303,6 +300,26 @@ inline f32x16 exp(f32x16 x) {
 #else
   const i32x16 power = (i32x16)shifted - 0x4b400000;
   return below ? f32x16{} : p * (f32x16)((power + 127) << 23);
+#endif
+}
+
+// Two to the y, to 8e-5 of its value, for y of at most 127; 0 where that would be no normal number. A NaN stays one.
+inline f32x16 rough_exp2(f32x16 y) {
+#if defined(__AVX512F__)
+  const __m512 whole = _mm512_roundscale_ps((__m512)y, 8);
+  const f32x16 f = y - (f32x16)whole;
+#else
+  const f32x16 magic = broadcast(12582912.f), shifted = y + magic, f = y - (shifted - magic);
+#endif
+  f32x16 p = f * 0.0551716649f + 0.242611122f;
+  p = p * f + 0.693260986f;
+  p = p * f + 0.999928074f;
+#if defined(__AVX512F__)
+  const __mmask16 normal = _mm512_cmp_ps_mask((__m512)y, _mm512_set1_ps(-125.f), _CMP_NLT_UQ);
+  return (f32x16)_mm512_maskz_scalef_ps(normal, (__m512)p, whole);
+#else
+  const i32x16 power = (i32x16)shifted - 0x4b400000;
+  return y < broadcast(-125.f) ? f32x16{} : p * (f32x16)((power + 127) << 23);
 #endif
 }
 #endif
