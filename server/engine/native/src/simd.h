@@ -325,8 +325,9 @@ inline f32x16 rough_exp2(f32x16 y) {
 #endif
 
 // ------------------------------------------------------------------------------------------------------ factors
-// What a product's left factor is kept as: the model's type, but bf16 as floats of its precision where the processor has no
-// instruction for products of bf16. Each is met by many weights, and would be widened as often.
+// What a product's left factor is kept as: the model's type, but instead of bf16 floats where the processor has no instruction
+// for products of bf16. Each is met by many weights, and would be widened as often. What linear layers read is rounded to bf16
+// all the same; softmax weights need not be.
 template <class T>
 struct FactorOf {
   using type = T;
