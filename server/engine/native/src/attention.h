@@ -2,9 +2,9 @@
 // queries that share it; but the one or two blocks of a short prefix stand in front of the sequence's own, in one segment with a
 // gap where the prefix ends. Online softmax (Milakov and Gimelshein 2018, arXiv:1805.02867) in float32.
 //
-// Keys are taken in groups of 128, counted from the start of each segment, with what stands in front in the first of them. A query's arithmetic depends on its own keys
-// alone: a key that it does not see adds exact zeros, and which queries share a work item changes no order. So a query's
-// result is bitwise the same alone, in any batch, and however its prompt was cut into steps.
+// Keys are taken in groups of 128, counted from the start of each segment, with what stands in front in the first of them. A
+// query's arithmetic depends on its own keys alone: a key that it does not see adds exact zeros, and which queries share a work
+// item changes no order. So a query's result is bitwise the same alone, in any batch, and however its prompt was cut into steps.
 #pragma once
 
 #include <algorithm>

@@ -52,6 +52,24 @@ typedef uint16_t u16x16 __attribute__((vector_size(32)));
 inline f32x16 broadcast(float x) { return f32x16{x, x, x, x, x, x, x, x, x, x, x, x, x, x, x, x}; }
 #endif
 
+// e to the f, and two to the f, where f is at most half of what doubles them: for V, vectors of floats.
+template <class V>
+inline V exp_near_zero(V f) {
+  V p = f * 1.38888889e-3f + 8.33333333e-3f;
+  p = p * f + 4.16666667e-2f;
+  p = p * f + 1.66666667e-1f;
+  p = p * f + 0.5f;
+  p = p * f + 1.f;
+  return p * f + 1.f;
+}
+
+template <class V>
+inline V rough_exp2_near_zero(V f) {
+  V p = f * 0.0551716649f + 0.242611122f;
+  p = p * f + 0.693260986f;
+  return p * f + 0.999928074f;
+}
+
 inline float to_float(float x) { return x; }
 
 inline float to_float(bf16 x) {
@@ -165,21 +183,14 @@ inline f32x8 exp(f32x8 x) {
   const f32x8 shifted = x * 1.44269504f + magic, n = shifted - magic;
   f32x8 f = x - n * 0.693359375f;
   f = f + n * 2.12194440e-4f;
-  f32x8 p = f * 1.38888889e-3f + 8.33333333e-3f;
-  p = p * f + 4.16666667e-2f;
-  p = p * f + 1.66666667e-1f;
-  p = p * f + 0.5f;
-  p = p * f + 1.f;
-  p = p * f + 1.f;
+  const f32x8 p = exp_near_zero(f);
   const i32x8 power = (i32x8)shifted - 0x4b400000;
   return below ? f32x8{} : p * (f32x8)((power + 127) << 23);
 }
 
 inline f32x8 rough_exp2(f32x8 y) {
   const f32x8 magic = f32x8{} + 12582912.f, shifted = y + magic, f = y - (shifted - magic);
-  f32x8 p = f * 0.0551716649f + 0.242611122f;
-  p = p * f + 0.693260986f;
-  p = p * f + 0.999928074f;
+  const f32x8 p = rough_exp2_near_zero(f);
   const i32x8 power = (i32x8)shifted - 0x4b400000;
   return y < f32x8{} - 125.f ? f32x8{} : p * (f32x8)((power + 127) << 23);
 }
@@ -289,12 +300,7 @@ inline f32x16 exp(f32x16 x) {
 #endif
   f32x16 f = x - n * 0.693359375f;
   f = f + n * 2.12194440e-4f;
-  f32x16 p = f * 1.38888889e-3f + 8.33333333e-3f;
-  p = p * f + 4.16666667e-2f;
-  p = p * f + 1.66666667e-1f;
-  p = p * f + 0.5f;
-  p = p * f + 1.f;
-  p = p * f + 1.f;
+  const f32x16 p = exp_near_zero(f);
 #if defined(__AVX512F__)
   return (f32x16)_mm512_maskz_scalef_ps(normal, (__m512)p, whole);
 #else
@@ -311,9 +317,7 @@ inline f32x16 rough_exp2(f32x16 y) {
 #else
   const f32x16 magic = broadcast(12582912.f), shifted = y + magic, f = y - (shifted - magic);
 #endif
-  f32x16 p = f * 0.0551716649f + 0.242611122f;
-  p = p * f + 0.693260986f;
-  p = p * f + 0.999928074f;
+  const f32x16 p = rough_exp2_near_zero(f);
 #if defined(__AVX512F__)
   const __mmask16 normal = _mm512_cmp_ps_mask((__m512)y, _mm512_set1_ps(-125.f), _CMP_NLT_UQ);
   return (f32x16)_mm512_maskz_scalef_ps(normal, (__m512)p, whole);
