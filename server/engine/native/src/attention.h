@@ -11,6 +11,7 @@
 #include <cmath>
 #include <limits>
 #include <numeric>
+#include <type_traits>
 #include <vector>
 
 #include "kv.h"
@@ -27,6 +28,8 @@ constexpr int kItemTokens = 16;    // tokens of a work item: times the query hea
 constexpr int kLong = 128;         // tokens from which a prefix is long: better read seldom than cut fairly
 #if defined(WAYBILL_HALVES)
 constexpr int kRows = 20;          // of these meet a group at once, so that all of it stays in the first-level cache
+#elif defined(WAYBILL_WIDENS)
+constexpr int kRows = 48;          // as many as an item of three query heads has: keys are widened once
 #else
 constexpr int kRows = 16;
 #endif
@@ -168,16 +171,53 @@ void write_kv(const AttentionPlan& plan, const KVMemory& memory, int layer, int 
 // ------------------------------------------------------------------------------------------------------ small products
 // Keys and values come from memory, one block after another at addresses that a processor does not foresee: while a few
 // queries meet a block, the one at `next` is fetched. Many queries take longer than their next block does, and have no
-// `next`.
+// `next`; with kFetchMany the first of them have one all the same.
 template <bool kFetch, class T>
 inline void fetch(const T* p) { if constexpr (kFetch) __builtin_prefetch(p, 0, 3); }
 
 constexpr int kFetchQueries = 12;
+#if defined(WAYBILL_WIDENS)
+constexpr bool kFetchMany = true;    // the first of many queries fetch too
+constexpr bool kKeepsWide = true;    // a block's floats are kept for the next rows
+#else
+constexpr bool kFetchMany = false;
+constexpr bool kKeepsWide = false;
+#endif
+
+// Lines of 32 elements of bf16, sixteen pairs, as two vectors of floats. `Widening` also keeps the floats, and `Wide` reads them
+// again: for rows that meet the same block later, without an instruction for each line.
+struct Narrow {
+  const bf16* lines;
+  f32x16 first(size_t i) const { return load_of_pairs<0>(lines + i); }
+  f32x16 second(size_t i) const { return load_of_pairs<1>(lines + i); }
+};
+
+struct Widening {
+  const bf16* lines;
+  float* wide;
+  f32x16 first(size_t i) const { return keep(wide + i, load_of_pairs<0>(lines + i)); }
+  f32x16 second(size_t i) const { return keep(wide + i + 16, load_of_pairs<1>(lines + i)); }
+  static f32x16 keep(float* at, f32x16 v) { store(at, v); return v; }
+};
+
+struct Wide {
+  const float* wide;
+  f32x16 first(size_t i) const { return load(wide + i); }
+  f32x16 second(size_t i) const { return load(wide + i + 16); }
+};
+
+// Where dimension d of query r lies: a query in a row in bf16, whose pairs of dimensions are multiplied; of floats all queries'
+// first dimensions come first, and one pointer leads to those that are multiplied next.
+template <class T>
+size_t place_of_query(int r, int d, int stride) {
+  if constexpr (sizeof(Factor<T>) == 2) return static_cast<size_t>(r) * stride + d;
+  else return static_cast<size_t>(d) * stride + r;
+}
 
 // Scores of R queries [R][padded] against a block of 32 keys, P tiles at a time.
 #if defined(__AVX512BF16__)
 template <int R, int P, bool kFetch>
-inline void scores_of(const bf16* q, const bf16* keys, const bf16* next, int padded, float* out) {
+inline void scores_of(const bf16* q, int, const bf16* keys, const bf16* next, int padded, float* out) {
   static_assert(P == 2);
   __m512 near[R], far[R];
   for (int r = 0; r < R; r++) near[r] = far[r] = _mm512_setzero_ps();
@@ -187,7 +227,7 @@ inline void scores_of(const bf16* q, const bf16* keys, const bf16* next, int pad
     const __m512bh those = (__m512bh)_mm512_loadu_si512(keys + tile + static_cast<size_t>(p) * 2 * kTile);
     fetch<kFetch>(next + static_cast<size_t>(p) * 2 * kTile);
     fetch<kFetch>(next + tile + static_cast<size_t>(p) * 2 * kTile);
-#pragma GCC unroll 8
+#pragma GCC unroll 16
     for (int r = 0; r < R; r++) {
       int32_t pair;
       std::memcpy(&pair, q + static_cast<size_t>(r) * padded + 2 * p, sizeof pair);
@@ -196,41 +236,45 @@ inline void scores_of(const bf16* q, const bf16* keys, const bf16* next, int pad
       far[r] = _mm512_dpbf16_ps(far[r], those, both);
     }
   }
-#pragma GCC unroll 8
+#pragma GCC unroll 16
   for (int r = 0; r < R; r++) {
     _mm512_storeu_ps(out + r * kWidth, near[r]);
     _mm512_storeu_ps(out + r * kWidth + kTile, far[r]);
   }
 }
 #else
-template <int R, int P, bool kFetch>
-inline void scores_of(const float* q, const bf16* keys, const bf16* next, int padded, float* out) {
+template <int R, int P, bool kFetch, class Source>
+inline void scores_of(const float* queries, int stride, const Source& keys, const bf16* next, int padded, float* out) {
   const size_t tile = static_cast<size_t>(padded) * kTile;
-  for (int t = 0; t < 2; t += P, keys += P * tile, next += P * tile) {
+  for (int t = 0; t < 2; t += P) {
+    const float* q = queries;
     f32x16 sum[R][P];
-#pragma GCC unroll 8
+#pragma GCC unroll 16
     for (int r = 0; r < R; r++)
       for (int p = 0; p < P; p++) sum[r][p] = f32x16{};
     for (int d = 0; d < padded; d += 2) {
+      const size_t line = t * tile + static_cast<size_t>(d) * kTile;
       f32x16 key[P];
       for (int p = 0; p < P; p++) {
-        key[p] = load_of_pairs<0>(keys + p * tile + static_cast<size_t>(d) * kTile);
-        fetch<kFetch>(next + p * tile + static_cast<size_t>(d) * kTile);
+        key[p] = keys.first(line + p * tile);
+        fetch<kFetch>(next + line + p * tile);
       }
-#pragma GCC unroll 8
+#pragma GCC unroll 16
       for (int r = 0; r < R; r++) {
-        const f32x16 x = broadcast(q[static_cast<size_t>(r) * padded + d]);
+        const f32x16 x = broadcast(q[r]);
         for (int p = 0; p < P; p++) sum[r][p] = sum[r][p] + x * key[p];
       }
+      q += stride;
       forget_memory();
-      for (int p = 0; p < P; p++) key[p] = load_of_pairs<1>(keys + p * tile + static_cast<size_t>(d) * kTile);
-#pragma GCC unroll 8
+      for (int p = 0; p < P; p++) key[p] = keys.second(line + p * tile);
+#pragma GCC unroll 16
       for (int r = 0; r < R; r++) {
-        const f32x16 x = broadcast(q[static_cast<size_t>(r) * padded + d + 1]);
+        const f32x16 x = broadcast(q[r]);
         for (int p = 0; p < P; p++) sum[r][p] = sum[r][p] + x * key[p];
       }
+      q += stride;
     }
-#pragma GCC unroll 8
+#pragma GCC unroll 16
     for (int r = 0; r < R; r++)
       for (int p = 0; p < P; p++) store(out + r * kWidth + (t + p) * kTile, sum[r][p]);
   }
@@ -239,15 +283,16 @@ inline void scores_of(const float* q, const bf16* keys, const bf16* next, int pa
 
 // Sums 32 products at a time before it adds them up, as linear layers do.
 template <int R, int P, bool kFetch>
-inline void scores_of(const float* q, const float* keys, const float* next, int padded, float* out) {
+inline void scores_of(const float* queries, int stride, const float* keys, const float* next, int padded, float* out) {
   const size_t tile = static_cast<size_t>(padded) * kTile;
   for (int t = 0; t < 2; t += P, keys += P * tile, next += P * tile) {
+    const float* q = queries;
     f32x16 total[R][P];
     for (int r = 0; r < R; r++)
       for (int p = 0; p < P; p++) total[r][p] = f32x16{};
     for (int part = 0; part < padded; part += 32) {
       f32x16 sum[R][P];
-#pragma GCC unroll 8
+#pragma GCC unroll 16
       for (int r = 0; r < R; r++)
         for (int p = 0; p < P; p++) sum[r][p] = f32x16{};
       for (int d = part; d < part + 32; d++) {
@@ -256,13 +301,14 @@ inline void scores_of(const float* q, const float* keys, const float* next, int 
           key[p] = load(keys + p * tile + static_cast<size_t>(d) * kTile);
           fetch<kFetch>(next + p * tile + static_cast<size_t>(d) * kTile);
         }
-#pragma GCC unroll 8
+#pragma GCC unroll 16
         for (int r = 0; r < R; r++) {
-          const f32x16 x = broadcast(q[static_cast<size_t>(r) * padded + d]);
+          const f32x16 x = broadcast(q[r]);
           for (int p = 0; p < P; p++) sum[r][p] = sum[r][p] + x * key[p];
         }
+        q += stride;
       }
-#pragma GCC unroll 8
+#pragma GCC unroll 16
       for (int r = 0; r < R; r++)
         for (int p = 0; p < P; p++) total[r][p] = total[r][p] + sum[r][p];
     }
@@ -273,51 +319,66 @@ inline void scores_of(const float* q, const float* keys, const float* next, int 
 
 // Adds the weighted values of a block of 32 keys to R rows of results [R][padded], in N vectors of dimensions from `d` on.
 // `weights` are [R][kWidth].
+#if defined(__AVX512BF16__)
 template <int R, int N, bool kFetch>
-inline void add_values(const Factor<bf16>* weights, const bf16* values, const bf16* next, int padded, int d, float* out) {
+inline void add_values(const bf16* weights, const bf16* values, const bf16* next, int padded, int d, float* out) {
   f32x16 sum[R][N];
-#pragma GCC unroll 8
   for (int r = 0; r < R; r++)
     for (int n = 0; n < N; n++) sum[r][n] = load(out + static_cast<size_t>(r) * padded + d + n * 16);
   for (int p = 0; p < kBlock / 2; p++) {
     const size_t place = (static_cast<size_t>(p) * padded + d) * 2;
-    const bf16* pair = values + place;
-    for (int n = 0; n < N; n++) fetch<kFetch>(next + place + n * 32);
-#if defined(__AVX512BF16__)
     __m512bh value[N];
-    for (int n = 0; n < N; n++) value[n] = (__m512bh)_mm512_loadu_si512(pair + n * 32);
+    for (int n = 0; n < N; n++) {
+      value[n] = (__m512bh)_mm512_loadu_si512(values + place + n * 32);
+      fetch<kFetch>(next + place + n * 32);
+    }
     for (int r = 0; r < R; r++) {
       int32_t two;
       std::memcpy(&two, weights + r * kWidth + 2 * p, sizeof two);
       const __m512bh both = (__m512bh)_mm512_set1_epi32(two);
       for (int n = 0; n < N; n++) sum[r][n] = (f32x16)_mm512_dpbf16_ps((__m512)sum[r][n], value[n], both);
     }
+  }
+  for (int r = 0; r < R; r++)
+    for (int n = 0; n < N; n++) store(out + static_cast<size_t>(r) * padded + d + n * 16, sum[r][n]);
+}
 #else
+template <int R, int N, bool kFetch, class Source>
+inline void add_values(const float* weights, const Source& values, const bf16* next, int padded, int d, float* out) {
+  f32x16 sum[R][N];
+#pragma GCC unroll 16
+  for (int r = 0; r < R; r++)
+    for (int n = 0; n < N; n++) sum[r][n] = load(out + static_cast<size_t>(r) * padded + d + n * 16);
+  for (int p = 0; p < kBlock / 2; p++) {
+    const size_t line = (static_cast<size_t>(p) * padded + d) * 2;
     f32x16 value[N];
-    for (int n = 0; n < N; n++) value[n] = load_of_pairs<0>(pair + n * 32);
-#pragma GCC unroll 8
+    for (int n = 0; n < N; n++) {
+      value[n] = values.first(line + n * 32);
+      fetch<kFetch>(next + line + n * 32);
+    }
+#pragma GCC unroll 16
     for (int r = 0; r < R; r++) {
       const f32x16 x = broadcast(weights[r * kWidth + 2 * p]);
       for (int n = 0; n < N; n++) sum[r][n] = sum[r][n] + x * value[n];
     }
     forget_memory();
-    for (int n = 0; n < N; n++) value[n] = load_of_pairs<1>(pair + n * 32);
-#pragma GCC unroll 8
+    for (int n = 0; n < N; n++) value[n] = values.second(line + n * 32);
+#pragma GCC unroll 16
     for (int r = 0; r < R; r++) {
       const f32x16 x = broadcast(weights[r * kWidth + 2 * p + 1]);
       for (int n = 0; n < N; n++) sum[r][n] = sum[r][n] + x * value[n];
     }
-#endif
   }
-#pragma GCC unroll 8
+#pragma GCC unroll 16
   for (int r = 0; r < R; r++)
     for (int n = 0; n < N; n++) store(out + static_cast<size_t>(r) * padded + d + n * 16, sum[r][n]);
 }
+#endif
 
 template <int R, int N, bool kFetch>
 inline void add_values(const float* weights, const float* values, const float* next, int padded, int d, float* out) {
   f32x16 sum[R][N];
-#pragma GCC unroll 8
+#pragma GCC unroll 16
   for (int r = 0; r < R; r++)
     for (int n = 0; n < N; n++) sum[r][n] = load(out + static_cast<size_t>(r) * padded + d + n * 16);
   for (int k = 0; k < kBlock; k++) {
@@ -327,19 +388,23 @@ inline void add_values(const float* weights, const float* values, const float* n
       value[n] = load(values + place + n * 16);
       fetch<kFetch>(next + place + n * 16);
     }
-#pragma GCC unroll 8
+#pragma GCC unroll 16
     for (int r = 0; r < R; r++) {
       const f32x16 x = broadcast(weights[r * kWidth + k]);
       for (int n = 0; n < N; n++) sum[r][n] = sum[r][n] + x * value[n];
     }
   }
-#pragma GCC unroll 8
+#pragma GCC unroll 16
   for (int r = 0; r < R; r++)
     for (int n = 0; n < N; n++) store(out + static_cast<size_t>(r) * padded + d + n * 16, sum[r][n]);
 }
 
 // Rows that meet a block's keys or values at once, and vectors of keys or dimensions that each of them has.
-#if defined(__AVX512F__)
+#if defined(WAYBILL_WIDENS)
+constexpr int kScoreRows = 12, kQueryRows = 12;     // 24 of 32 registers hold results: fewer reads of what was widened
+constexpr int score_tiles(int) { return 2; }
+constexpr int value_vectors(int rows) { return rows <= 6 ? 4 : 2; }
+#elif defined(__AVX512F__)
 constexpr int kScoreRows = 8, kQueryRows = 4;       // 16 of 32 registers hold results
 constexpr int score_tiles(int) { return 2; }
 constexpr int value_vectors(int) { return 4; }
@@ -353,18 +418,18 @@ constexpr int score_tiles(int) { return 1; }
 constexpr int value_vectors(int) { return 1; }
 #endif
 
-template <bool kFetch, class T, int R = kScoreRows>
-inline void scores_rows(int rows, const Factor<T>* q, const T* keys, const T* next, int padded, float* out) {
+template <class T, bool kFetch, int R = kScoreRows, class Source>
+inline void scores_rows(int rows, const Factor<T>* q, int stride, const Source& keys, const T* next, int padded, float* out) {
   if constexpr (R > 0) {
-    if (rows == R) scores_of<R, score_tiles(R), kFetch>(q, keys, next, padded, out);
-    else scores_rows<kFetch, T, R - 1>(rows, q, keys, next, padded, out);
+    if (rows == R) scores_of<R, score_tiles(R), kFetch>(q, stride, keys, next, padded, out);
+    else scores_rows<T, kFetch, R - 1>(rows, q, stride, keys, next, padded, out);
   }
 }
 
-template <bool kFetch, class T, int R = kQueryRows>
-inline void values_rows(int rows, const Factor<T>* weights, const T* values, const T* next, int padded, float* out) {
+template <class T, bool kFetch, int R = kQueryRows, class Source>
+inline void values_rows(int rows, const Factor<T>* weights, const Source& values, const T* next, int padded, float* out) {
   if constexpr (R > 0) {
-    if (rows != R) return values_rows<kFetch, T, R - 1>(rows, weights, values, next, padded, out);
+    if (rows != R) return values_rows<T, kFetch, R - 1>(rows, weights, values, next, padded, out);
     constexpr int N = value_vectors(R);
     int d = 0;
     for (; d + 16 * N <= padded; d += 16 * N) add_values<R, N, kFetch>(weights, values, next, padded, d, out);
@@ -372,35 +437,55 @@ inline void values_rows(int rows, const Factor<T>* weights, const T* values, con
   }
 }
 
-// Up to 16 queries and the blocks of a group: `block(j)` is the part of the one that holds its j-th 32 keys, also for j behind
-// the group's end, which may be any that comes next and is fetched if `fetches`.
-template <class T, class BlockOf>
-void all_scores(int rows, const Factor<T>* q, int padded, int from, int to, bool fetches, BlockOf&& block, float* scores) {
-  for (int j = from; j < to; j++) {
-    const T *keys = block(j), *next = fetches ? block(j + 1) : nullptr;
-    const int turns = (rows + kScoreRows - 1) / kScoreRows;
-    for (int turn = 0; turn < turns; turn++) {
-      const int r = rows * turn / turns, count = rows * (turn + 1) / turns - r;
-      const Factor<T>* these = q + static_cast<size_t>(r) * padded;
-      float* out = scores + static_cast<size_t>(r) * kWidth + j * kBlock;
-      if (next != nullptr && r == 0) scores_rows<true, T>(count, these, keys, next, padded, out);
-      else scores_rows<false, T>(count, these, keys, nullptr, padded, out);
+// Calls body(whether to fetch, first row, number of rows, block) until all rows had their turn, at most `most` in each. `wide` has
+// room for a block of floats.
+template <class T, class Body>
+inline void in_turns(int rows, int most, const T* block, bool fetches, float* wide, Body&& body) {
+  using Fetch = std::true_type;
+  using Leave = std::false_type;
+  const int turns = (rows + most - 1) / most;
+  for (int turn = 0; turn < turns; turn++) {
+    const int r = rows * turn / turns, count = rows * (turn + 1) / turns - r;   // no turn with much less to do
+    const bool first = turn == 0;
+    if constexpr (sizeof(Factor<T>) == sizeof(T)) {
+      if (first && fetches) body(Fetch{}, r, count, block);
+      else body(Leave{}, r, count, block);
+    } else if (!kKeepsWide || turns == 1) {
+      if (first && fetches) body(Fetch{}, r, count, Narrow{block});
+      else body(Leave{}, r, count, Narrow{block});
+    } else if (!first) {
+      body(Leave{}, r, count, Wide{wide});
+    } else if (fetches) {
+      body(Fetch{}, r, count, Widening{block, wide});
+    } else {
+      body(Leave{}, r, count, Widening{block, wide});
     }
   }
 }
 
+// Up to kRows queries and the blocks of a group: `block(j)` is the part of the one that holds its j-th 32 keys, also for j behind
+// the group's end, which may be any that comes next and is fetched if `fetches`.
 template <class T, class BlockOf>
-void all_values(int rows, const Factor<T>* weights, int padded, int from, int to, bool fetches, BlockOf&& block, float* results) {
+void all_scores(int rows, const Factor<T>* q, int stride, int padded, int from, int to, bool fetches, BlockOf&& block, float* wide,
+                float* scores) {
   for (int j = from; j < to; j++) {
-    const T *values = block(j), *next = fetches ? block(j + 1) : nullptr;
-    const int turns = (rows + kQueryRows - 1) / kQueryRows;
-    for (int turn = 0; turn < turns; turn++) {
-      const int r = rows * turn / turns, count = rows * (turn + 1) / turns - r;
-      const Factor<T>* these = weights + static_cast<size_t>(r) * kWidth + j * kBlock;
-      float* out = results + static_cast<size_t>(r) * padded;
-      if (next != nullptr && r == 0) values_rows<true, T>(count, these, values, next, padded, out);
-      else values_rows<false, T>(count, these, values, nullptr, padded, out);
-    }
+    const T* next = fetches ? block(j + 1) : nullptr;
+    in_turns<T>(rows, kScoreRows, block(j), fetches, wide, [&](auto fetch, int r, int count, const auto& keys) {
+      scores_rows<T, fetch()>(count, q + place_of_query<T>(r, 0, stride), stride, keys, next, padded,
+                              scores + static_cast<size_t>(r) * kWidth + j * kBlock);
+    });
+  }
+}
+
+template <class T, class BlockOf>
+void all_values(int rows, const Factor<T>* weights, int padded, int from, int to, bool fetches, BlockOf&& block, float* wide,
+                float* results) {
+  for (int j = from; j < to; j++) {
+    const T* next = fetches ? block(j + 1) : nullptr;
+    in_turns<T>(rows, kQueryRows, block(j), fetches, wide, [&](auto fetch, int r, int count, const auto& values) {
+      values_rows<T, fetch()>(count, weights + static_cast<size_t>(r) * kWidth + j * kBlock, values, next, padded,
+                              results + static_cast<size_t>(r) * padded);
+    });
   }
 }
 
@@ -482,11 +567,15 @@ struct Queries {
   int rows, padded;
   Factor<T>* q;     // [rows][padded]
   float *results;   // [rows][padded]
-  float *peak, *mass;
+  float *peak, *mass;   // [rows]; [rows][16], each row's to be summed up
   int* position;
   float *scores;    // [kRows][kWidth], of the rows that meet a group at this moment
   Factor<T>* weights;   // [kRows][kWidth], of these
+  float* wide;      // [kBlock][padded], a block of floats
   int height = 0;   // for how many rows the tiles are configured
+
+  int stride() const { return sizeof(Factor<T>) == 2 ? padded : rows; }
+  size_t place(int r, int d) const { return place_of_query<T>(r, d, stride()); }
 
   Queries(int count, int width, float* scratch) : rows(count), padded(width) {
     scores = scratch;
@@ -495,10 +584,11 @@ struct Queries {
     q = reinterpret_cast<Factor<T>*>(results + static_cast<size_t>(rows) * padded);
     peak = results + 2 * static_cast<size_t>(rows) * padded;
     mass = peak + rows;
-    position = reinterpret_cast<int*>(mass + rows);
+    wide = mass + 16 * rows;
+    position = reinterpret_cast<int*>(wide + static_cast<size_t>(kBlock) * padded);
   }
 
-  static size_t floats(size_t rows, int padded) { return 2 * kRows * kWidth + rows * (2 * padded + 3); }
+  static size_t floats(size_t rows, int padded) { return 2 * kRows * kWidth + rows * (2 * padded + 18) + kBlock * padded; }
 };
 
 // Floats that one thread needs for `attend_item`.
@@ -522,40 +612,52 @@ struct Seen {
 
   uint16_t of(int key) const { return bits[key / 16]; }
 
+  // Whether the first so many keys, a multiple of 16, are all seen.
+  bool all(int keys) const {
+    return std::all_of(bits, bits + keys / 16, [](uint16_t these) { return these == 0xffff; });
+  }
+
  private:
   static_assert(kWidth % 64 == 0);
   static uint64_t below(int key) { return key <= 0 ? 0 : key >= 64 ? ~uint64_t{0} : (uint64_t{1} << key) - 1; }
 };
 
+inline void scale(float* p, int count, float by) {
+  for (int j = 0; j < count; j += 16) store(p + j, load(p + j) * broadcast(by));
+}
+
 constexpr float kLog2E = 1.44269504f;
 constexpr float kLeap = 8.f;   // by how much a score may exceed the peak before that moves
 
-// As `soften` below, for a model of bf16, whose weights need 8 bits, scores that no softcap changes, and a key that is seen:
-// exponentials are a large part of attention. The peak stays where it is until a score leaps over it, so that results are
-// seldom scaled anew; a weight may then exceed 1, which is as exact in a float (FlashAttention-4 does so on GPUs).
+// As `soften` below, for a model of bf16, whose weights need 8 bits, scores that no softcap changes, and a key that is seen, or
+// with kAll only keys that are: exponentials are a large part of attention. The peak stays where it is until a score leaps over
+// it, so that results are seldom scaled anew; a weight may then exceed 1, which is as exact in a float (FlashAttention-4 does so
+// on GPUs).
+template <bool kAll>
 inline void soften_fast(Queries<bf16>& q, int r, int slot, int keys, const Seen& seen, float scaling) {
+  const auto masked = [&](f32x16 v, int key, float other) { return kAll ? v : keep_bits(v, seen.of(key), other); };
   const float* s = q.scores + slot * kWidth;
   Factor<bf16>* w = q.weights + slot * kWidth;
+  float* mass = q.mass + r * 16;
   f32x16 best = broadcast(kNever);
-  for (int j = 0; j < keys; j += 16) best = vmax(best, keep_bits(load(s + j), seen.of(j), kNever));
-  const float highest = scaling * hmax(best);
-  if (highest > q.peak[r] + kLeap) {
+  for (int j = 0; j < keys; j += 16) best = vmax(best, masked(load(s + j), j, kNever));
+  if (any_greater(best * broadcast(scaling), broadcast(q.peak[r] + kLeap))) {
+    const float highest = scaling * hmax(best);
     if (q.peak[r] != kNever) {
       const float fade = std::exp(q.peak[r] - highest);
-      float* result = q.results + static_cast<size_t>(r) * q.padded;
-      for (int d = 0; d < q.padded; d += 16) store(result + d, load(result + d) * broadcast(fade));
-      q.mass[r] *= fade;
+      scale(q.results + static_cast<size_t>(r) * q.padded, q.padded, fade);
+      scale(q.mass + r * 16, 16, fade);
     }
     q.peak[r] = highest;
   }
   const f32x16 factor = broadcast(scaling * kLog2E), shift = broadcast(q.peak[r] * kLog2E);
   f32x16 sum = {};
   for (int j = 0; j < keys; j += 16) {
-    const f32x16 e = keep_bits(rough_exp2(load(s + j) * factor - shift), seen.of(j), 0.f);
+    const f32x16 e = masked(rough_exp2(load(s + j) * factor - shift), j, 0.f);
     store(w + j, e);
     sum = sum + e;
   }
-  q.mass[r] += hsum(sum);
+  store(mass, load(mass) + sum);
 }
 
 // A row's scores of a group, in `slot`, become weights: 0 for keys that are not seen.
@@ -568,7 +670,9 @@ inline void soften(Queries<T>& q, int r, int slot, int keys, const Seen& seen, c
     return;
   }
   if constexpr (sizeof(T) == 2)
-    if (layer.softcap == 0.f && layer.scaling > 0.f) return soften_fast(q, r, slot, keys, seen, layer.scaling);
+    if (layer.softcap == 0.f && layer.scaling > 0.f)
+      return seen.all(keys) ? soften_fast<true>(q, r, slot, keys, seen, layer.scaling)
+                            : soften_fast<false>(q, r, slot, keys, seen, layer.scaling);
   const f32x16 scaling = broadcast(layer.scaling);
   f32x16 best = broadcast(kNever);
   for (int j = 0; j < keys; j += 16) {
@@ -587,18 +691,16 @@ inline void soften(Queries<T>& q, int r, int slot, int keys, const Seen& seen, c
     sum = sum + e;
   }
   const float fade = q.peak[r] == kNever ? 0.f : std::exp(q.peak[r] - peak);
-  q.mass[r] = q.mass[r] * fade + hsum(sum);
-  if (fade != 1.f) {
-    float* result = q.results + static_cast<size_t>(r) * q.padded;
-    for (int d = 0; d < q.padded; d += 16) store(result + d, load(result + d) * broadcast(fade));
-  }
+  float* mass = q.mass + r * 16;
+  store(mass, load(mass) * broadcast(fade) + sum);
+  if (fade != 1.f) scale(q.results + static_cast<size_t>(r) * q.padded, q.padded, fade);
   q.peak[r] = peak;
 }
 
 // Rows [row, row + count), at most kRows, meet a group: `keys` and `values` are its blocks and those behind it.
 template <class T, class Keys, class Values, class Soften>
 inline void meet(Queries<T>& q, int row, int count, int from, int to, bool fetches, Keys&& keys, Values&& values, Soften&& soften) {
-  const Factor<T>* these = q.q + static_cast<size_t>(row) * q.padded;
+  const Factor<T>* these = q.q + q.place(row, 0);
   float* results = q.results + static_cast<size_t>(row) * q.padded;
 #if defined(__AMX_BF16__)
   if constexpr (sizeof(T) == 2) {
@@ -607,9 +709,9 @@ inline void meet(Queries<T>& q, int row, int count, int from, int to, bool fetch
     return tile_values(q.weights, q.padded, from, to, values, results);
   }
 #endif
-  all_scores<T>(count, these, q.padded, from, to, fetches, keys, q.scores);
+  all_scores<T>(count, these, q.stride(), q.padded, from, to, fetches, keys, q.wide, q.scores);
   soften();
-  all_values<T>(count, q.weights, q.padded, from, to, fetches, values, results);
+  all_values<T>(count, q.weights, q.padded, from, to, fetches, values, q.wide, results);
 }
 
 // Blocks of keys one after another: some of `front`, then `blocks`. Behind key `hole` there is a gap, places that hold nothing.
@@ -667,7 +769,7 @@ void attend_segment(Queries<T>& q, int row0, int rows, const KVMemory& memory, i
       if (sizeof(T) == 2 && some != q.height) configure_tiles(some, some), q.height = some;
 #endif
       meet(
-          q, row, some, skip, count, rows <= kFetchQueries, [&](int j) { return memory.keys<T>(layer, at(j), head); },
+          q, row, some, skip, count, rows <= kFetchQueries || (kFetchMany && row == row0), [&](int j) { return memory.keys<T>(layer, at(j), head); },
           [&](int j) { return memory.values<T>(layer, at(j), head); },
           [&] {
             for (int i = 0; i < some;) {
@@ -684,10 +786,11 @@ void attend_segment(Queries<T>& q, int row0, int rows, const KVMemory& memory, i
 // Writes a row's result [head_dim].
 template <class T, class Out>
 inline void finish(const Queries<T>& q, int r, const LayerAttention& settings, int head, int d, Out* out) {
-  float scale = 1.f / q.mass[r];
+  const float mass = hsum(load(q.mass + r * 16));
+  float scale = 1.f / mass;
   if (settings.sinks != nullptr) {
     const float sink = settings.sinks[head], peak = std::max(q.peak[r], sink), fade = std::exp(q.peak[r] - peak);
-    scale = fade / (q.mass[r] * fade + std::exp(sink - peak));
+    scale = fade / (mass * fade + std::exp(sink - peak));
   }
   const float* result = q.results + static_cast<size_t>(r) * q.padded;
   int j = 0;
@@ -708,14 +811,13 @@ void attend_item(const AttentionPlan& plan, const KVMemory& memory, int layer, c
     const int token0 = plan.row(run.row).offset + run.first;
     for (int t = token0; t < token0 + run.count; t++)
       for (int g = 0; g < group; g++, r++) {
-        Factor<T>* row = queries.q + static_cast<size_t>(r) * memory.padded;
         const T* source = q + t * q_stride + (head0 + g) * d;
-        if constexpr (sizeof(Factor<T>) == sizeof(T)) std::memcpy(row, source, d * sizeof(T));
-        else for (int j = 0; j < d; j++) row[j] = to_float(source[j]);
-        std::memset(static_cast<void*>(row + d), 0, (memory.padded - d) * sizeof(Factor<T>));
+        if constexpr (sizeof(Factor<T>) == 2) std::memcpy(queries.q + queries.place(r, 0), source, d * sizeof(T));
+        else for (int j = 0; j < d; j++) queries.q[queries.place(r, j)] = to_float(source[j]);
+        for (int j = d; j < memory.padded; j++) queries.q[queries.place(r, j)] = Factor<T>{};
         queries.position[r] = plan.position(t);
         queries.peak[r] = kNever;
-        queries.mass[r] = 0.f;
+        store(queries.mass + r * 16, f32x16{});
       }
   }
   std::fill(queries.results, queries.results + static_cast<size_t>(r) * memory.padded, 0.f);

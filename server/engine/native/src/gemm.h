@@ -130,7 +130,7 @@ inline void multiply_rows(const bf16* a, int lda, const bf16* w, size_t panel_st
 template <int R, int P>
 inline void multiply_rows(const float* a, int lda, const bf16* w, size_t panel_step, int depth, float* out, const Ahead<bf16>& ahead) {
   f32x16 sum[R][P];
-#pragma GCC unroll 8
+#pragma GCC unroll 16
   for (int r = 0; r < R; r++)
     for (int p = 0; p < P; p++) sum[r][p] = f32x16{};
   for (int k = 0; k < depth; k += 2) {
@@ -140,20 +140,20 @@ inline void multiply_rows(const float* a, int lda, const bf16* w, size_t panel_s
       column[p] = load_of_pairs<0>(pairs + p * panel_step);
       ahead.fetch(p, k / 2);
     }
-#pragma GCC unroll 8
+#pragma GCC unroll 16
     for (int r = 0; r < R; r++) {
       const f32x16 x = broadcast(a[static_cast<size_t>(r) * lda + k]);
       for (int p = 0; p < P; p++) sum[r][p] = sum[r][p] + x * column[p];
     }
     forget_memory();
     for (int p = 0; p < P; p++) column[p] = load_of_pairs<1>(pairs + p * panel_step);
-#pragma GCC unroll 8
+#pragma GCC unroll 16
     for (int r = 0; r < R; r++) {
       const f32x16 x = broadcast(a[static_cast<size_t>(r) * lda + k + 1]);
       for (int p = 0; p < P; p++) sum[r][p] = sum[r][p] + x * column[p];
     }
   }
-#pragma GCC unroll 8
+#pragma GCC unroll 16
   for (int r = 0; r < R; r++)
     for (int p = 0; p < P; p++) store(out + r * kColumns + p * kPanel, sum[r][p]);
 }
@@ -175,7 +175,7 @@ inline void multiply_rows(const float* a, int lda, const float* w, size_t panel_
         column[p] = load(w + p * panel_step + static_cast<size_t>(j) * kPanel);
         ahead.fetch(p, j);
       }
-#pragma GCC unroll 8
+#pragma GCC unroll 16
       for (int r = 0; r < R; r++) {
         const f32x16 x = broadcast(a[static_cast<size_t>(r) * lda + j]);
         for (int p = 0; p < P; p++) sum[r][p] = sum[r][p] + x * column[p];
@@ -188,7 +188,9 @@ inline void multiply_rows(const float* a, int lda, const float* w, size_t panel_
     for (int p = 0; p < P; p++) store(out + r * kColumns + p * kPanel, total[r][p]);
 }
 
-#if defined(__AVX512F__)
+#if defined(WAYBILL_WIDENS)
+constexpr int kRegisterRows = 12, kRegisterPanels = 2;  // 24 of 32 registers hold results: weights are widened less often
+#elif defined(__AVX512F__)
 constexpr int kRegisterRows = 8, kRegisterPanels = 2;   // 16 of 32 registers hold results
 #elif defined(__AVX2__)
 constexpr int kRegisterRows = 5, kRegisterPanels = 1;   // 10 of 16: a vector of 16 floats takes two

@@ -17,7 +17,10 @@ struct bf16 {
 };
 
 #if defined(__AVX2__) && !defined(__AVX512F__)
-#define WAYBILL_HALVES 1
+#define WAYBILL_HALVES 1   // a vector takes two registers
+#endif
+#if defined(__AVX512F__) && !defined(__AVX512BF16__)
+#define WAYBILL_WIDENS 1   // wide registers, and bf16 becomes floats before it is multiplied
 #endif
 
 #if defined(WAYBILL_HALVES)
@@ -68,6 +71,14 @@ inline V rough_exp2_near_zero(V f) {
   V p = f * 0.0551716649f + 0.242611122f;
   p = p * f + 0.693260986f;
   return p * f + 0.999928074f;
+}
+
+// The same of what is from 0 to 1.
+template <class V>
+inline V exp2_of_fraction(V f) {
+  V p = f * 0.0780245168f + 0.226067164f;
+  p = p * f + 0.695833537f;
+  return p * f + 0.999925219f;
 }
 
 inline float to_float(float x) { return x; }
@@ -165,6 +176,11 @@ inline float hmax(f32x16 v) {
   for (int width = 4; width > 0; width /= 2)
     for (int i = 0; i < width; i++) lane[i] = lane[i] > lane[i + width] ? lane[i] : lane[i + width];
   return lane[0];
+}
+
+// Whether any lane of one is greater.
+inline bool any_greater(f32x16 a, f32x16 b) {
+  return (_mm256_movemask_ps((__m256)(a.low > b.low)) | _mm256_movemask_ps((__m256)(a.high > b.high))) != 0;
 }
 
 // `v` where a lane's bit is set, the lowest first, else `other`.
@@ -270,6 +286,17 @@ inline float hmax(f32x16 v) {
 #endif
 }
 
+// Whether any lane of one is greater.
+inline bool any_greater(f32x16 a, f32x16 b) {
+#if defined(__AVX512F__)
+  return _mm512_cmp_ps_mask((__m512)a, (__m512)b, _CMP_GT_OQ) != 0;
+#else
+  bool any = false;
+  for (int i = 0; i < 16; i++) any = any || a[i] > b[i];
+  return any;
+#endif
+}
+
 // `v` where a lane's bit is set, the lowest first, else `other`.
 inline f32x16 keep_bits(f32x16 v, uint16_t bits, float other) {
 #if defined(__AVX512F__)
@@ -309,19 +336,16 @@ inline f32x16 exp(f32x16 x) {
 #endif
 }
 
-// Two to the y, to 8e-5 of its value, for y of at most 127; 0 where that would be no normal number. A NaN stays one.
+// Two to the y, to 8e-5 of its value, for y of at most 127; where that would be no normal number, next to 0 or 0. A NaN stays one.
 inline f32x16 rough_exp2(f32x16 y) {
 #if defined(__AVX512F__)
-  const __m512 whole = _mm512_roundscale_ps((__m512)y, 8);
-  const f32x16 f = y - (f32x16)whole;
+  // What is above the whole number below y, and a polynomial for it: one instruction less than to the nearest whole number.
+  const __m512 normal = _mm512_max_ps(_mm512_set1_ps(-126.f), (__m512)y);   // in this order a NaN stays one
+  const f32x16 f = (f32x16)_mm512_reduce_ps(normal, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC);
+  return (f32x16)_mm512_scalef_ps((__m512)exp2_of_fraction(f), normal);
 #else
   const f32x16 magic = broadcast(12582912.f), shifted = y + magic, f = y - (shifted - magic);
-#endif
   const f32x16 p = rough_exp2_near_zero(f);
-#if defined(__AVX512F__)
-  const __mmask16 normal = _mm512_cmp_ps_mask((__m512)y, _mm512_set1_ps(-125.f), _CMP_NLT_UQ);
-  return (f32x16)_mm512_maskz_scalef_ps(normal, (__m512)p, whole);
-#else
   const i32x16 power = (i32x16)shifted - 0x4b400000;
   return y < broadcast(-125.f) ? f32x16{} : p * (f32x16)((power + 127) << 23);
 #endif
