@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -15,6 +16,9 @@ from benchmarks.servers import Server, start_vllm, start_waybill, vocab_size
 
 PROMPT = 64
 """Tokens of a prompt, where a workload does not say otherwise."""
+
+PATIENCE = 60.0
+"""Seconds after which a comparison starts no other pair of turns: a slow processor gets fewer of them."""
 
 WARM_TOKENS = 8
 WARM_REQUESTS = 16
@@ -138,8 +142,11 @@ class Bench:
         self, name: str, ours: Side, theirs: Side, *, repeats: int = 5, target: float | None = None
     ) -> Comparison:
         """Measure two sides in turns; who goes first changes each time, so that a drifting machine favours neither."""
-        pairs = []
+        pairs: list[tuple[Turn, Turn]] = []
+        began = time.monotonic()
         for turn in range(self.options.of(repeats)):
+            if pairs and time.monotonic() - began > PATIENCE:
+                break
             if turn % 2 == 0:
                 mine = ours.measure(turn)
                 other = theirs.measure(turn)

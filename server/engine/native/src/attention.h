@@ -564,13 +564,15 @@ void tile_values(const bf16* weights, int padded, int from, int to, BlockOf&& bl
 // The queries of a work item and the state of their softmaxes. Rows are [token][query head of the KV head].
 template <class T>
 struct Queries {
+  static constexpr bool kInPlace = sizeof(Factor<T>) == sizeof(float);
+
   int rows, padded;
   Factor<T>* q;     // [rows][padded]
   float *results;   // [rows][padded]
   float *peak, *mass;   // [rows]; [rows][16], each row's to be summed up
   int* position;
   float *scores;    // [kRows][kWidth], of the rows that meet a group at this moment
-  Factor<T>* weights;   // [kRows][kWidth], of these
+  Factor<T>* weights;   // [kRows][kWidth], of these; floats take the scores' place
   float* wide;      // [kBlock][padded], a block of floats
   int height = 0;   // for how many rows the tiles are configured
 
@@ -579,8 +581,8 @@ struct Queries {
 
   Queries(int count, int width, float* scratch) : rows(count), padded(width) {
     scores = scratch;
-    weights = reinterpret_cast<Factor<T>*>(scores + kRows * kWidth);
-    results = scores + 2 * kRows * kWidth;
+    weights = reinterpret_cast<Factor<T>*>(kInPlace ? scores : scores + kRows * kWidth);
+    results = scores + (kInPlace ? 1 : 2) * kRows * kWidth;
     q = reinterpret_cast<Factor<T>*>(results + static_cast<size_t>(rows) * padded);
     peak = results + 2 * static_cast<size_t>(rows) * padded;
     mass = peak + rows;
