@@ -21,7 +21,7 @@ from benchmarks.adapters import Workshop
 from benchmarks.bench import Bench, Options
 from benchmarks.peers import PeerError
 from benchmarks.report import show
-from benchmarks.results import Findings, Result, write_result
+from benchmarks.results import Findings, Result, read_earlier, write_result
 from benchmarks.servers import ROOT, ServerError
 from benchmarks.workloads import (
     adapters,
@@ -75,6 +75,10 @@ def main(
     save: Annotated[
         bool, typer.Option(help="Write into benchmarks/results/ instead of the ignored benchmarks/out/.")
     ] = False,
+    again: Annotated[
+        Path | None,
+        typer.Option(help="A result of this machine in which the workloads are measured again.", exists=True),
+    ] = None,
     model: Annotated[Path, typer.Option(help="Folder of the base model.", exists=True, file_okay=False)] = ROOT
     / "models"
     / "smollm2-135m",
@@ -94,6 +98,13 @@ def main(
     )
     folder = ROOT / "benchmarks" / ("results" if save else "out")
     path = folder / f"{result.date[:19].replace(':', '')}-{result.commit}.json"
+    stamp = ""
+    if again is not None:
+        stamp = f"{result.date[:16]}, commit {result.commit}"
+        try:
+            path, result = again.resolve(), read_earlier(again, result)
+        except ValueError as error:
+            raise typer.BadParameter(str(error)) from error
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
@@ -114,6 +125,7 @@ def main(
         )
         for name in chosen:
             result.workloads[name] = _run(name, bench)
+            result.workloads[name].again = stamp
             write_result(result, path)
             bar.advance(task)
     show(result, console if console.is_terminal else Console(width=WIDTH))

@@ -73,13 +73,17 @@ class Point:
 
 @dataclass(slots=True)
 class Findings:
-    """What one workload found; `notes` say what could not be measured, and why."""
+    """What one workload found; `notes` say what could not be measured, and why.
+
+    `again` says when and with which commit, where that was after the rest of its run.
+    """
 
     comparisons: list[Comparison] = field(default_factory=list)
     figures: list[Figure] = field(default_factory=list)
     points: list[Point] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     seconds: float = 0.0
+    again: str = ""
 
 
 @dataclass(slots=True)
@@ -143,6 +147,14 @@ def read_result(path: Path) -> Result:
         raise ValueError(f"{path} is not a result of this suite: {error}") from error
 
 
+def read_earlier(path: Path, now: Result) -> Result:
+    """Read a file that `write_result` wrote. Raises ValueError if its machine or versions are not those of `now`."""
+    earlier = read_result(path)
+    if (earlier.machine, earlier.versions) != (now.machine, now.versions):
+        raise ValueError(f"{path} was measured on another machine, or with other versions")
+    return earlier
+
+
 def _findings(data: dict[str, Any]) -> Findings:
     return Findings(
         comparisons=[_comparison(item) for item in data["comparisons"]],
@@ -150,6 +162,7 @@ def _findings(data: dict[str, Any]) -> Findings:
         points=[Point(**item | {"turn": Turn(**item["turn"])}) for item in data["points"]],
         notes=data["notes"],
         seconds=data["seconds"],
+        again=data.get("again", ""),  # older files lack it
     )
 
 

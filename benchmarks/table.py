@@ -66,6 +66,9 @@ def _where(result: Result) -> str:
         f"Output tokens per second, {result.options['model']} in bfloat16; medians over turns in pairs. "
         f"{machine['cores']} cores of {machine['cpu']} ({flags}), {memory:.0f} GiB; torch {versions['torch']}, "
         f"vLLM {versions['vllm']}; commit {result.commit}, {result.date[:10]}."
+        + "".join(
+            f" *{name}* was measured again: {found.again}." for name, found in result.workloads.items() if found.again
+        )
     )
 
 

@@ -22,6 +22,8 @@ def run(bench: Bench) -> Findings:
     seconds = QUICK_SECONDS if bench.options.quick else SECONDS
     ours, vllm = bench.ours(), bench.vllm()
     capacity = bench.measure(ours, [Ask(p) for p in bench.prompts(128, PROMPT, "capacity")], 64).rate / NEW_TOKENS
+    lone = [Ask(prompt) for prompt in bench.prompts(1, PROMPT, "alone")]
+    alone = {server.label: bench.measure(server, lone, 1).seconds for server in (ours, vllm)}
     found = Findings()
     saturated: set[str] = set()
     for number, share in enumerate(SHARES):
@@ -30,7 +32,7 @@ def run(bench: Bench) -> Findings:
         for server in (ours, vllm):
             if server.label in saturated:
                 continue
-            point = _measure(bench, server, capacity * share, times, asks)
+            point = _measure(bench, server, capacity * share, times, asks, alone[server.label])
             found.points.append(point)
             bench.said(f"{server.label}: {point.offered:.1f} offered, {point.finished:.1f} finished a second")
             if point.finished < KEPT_UP * len(times) / seconds:
@@ -47,12 +49,13 @@ def poisson(rate: float, seconds: float, seed: int) -> tuple[float, ...]:
     return tuple(times)
 
 
-def _measure(bench: Bench, server: Server, offered: float, times: tuple[float, ...], asks: list[Ask]) -> Point:
-    """`finished` counts requests over the time from the first arrival to the last answer, less an answer's own time."""
+def _measure(
+    bench: Bench, server: Server, offered: float, times: tuple[float, ...], asks: list[Ask], alone: float
+) -> Point:
+    """`finished` counts requests over the time from the first arrival to the last answer, less what one alone takes."""
     warm = [Ask(prompt, 8) for prompt in bench.prompts(8, PROMPT, "open warm", offered)]
     with server.awake():
         outcome = server.send(asks, bench.folder, times=times, warm=warm)
     turn = turn_of(outcome)
-    unloaded = min(outcome.lasts, default=0.0)
-    finished = len(outcome.lasts) / max(outcome.wall - unloaded, times[-1], 1e-9)
+    finished = len(outcome.lasts) / max(outcome.wall - alone, times[-1], 1e-9)
     return Point(server.label, offered, finished, turn)

@@ -16,7 +16,18 @@ from benchmarks.gpu.predict import Sizes, predict
 from benchmarks.gpu.shapes import LLAMA_8B
 from benchmarks.plot import svg
 from benchmarks.publish import newest, pages
-from benchmarks.results import Comparison, Figure, Findings, Point, Result, Turn, compare, read_result, write_result
+from benchmarks.results import (
+    Comparison,
+    Figure,
+    Findings,
+    Point,
+    Result,
+    Turn,
+    compare,
+    read_earlier,
+    read_result,
+    write_result,
+)
 from benchmarks.servers import ROOT
 from benchmarks.spreads import paired_ratios, percentile
 from benchmarks.table import full, short
@@ -84,6 +95,22 @@ def test_another_file_is_refused(tmp_path: Path) -> None:
     (tmp_path / "other.json").write_text('{"format": 1}')
     with pytest.raises(ValueError, match="not a result"):
         read_result(tmp_path / "other.json")
+
+
+def test_what_is_measured_again_goes_into_a_result_of_the_same_machine_and_is_named(tmp_path: Path) -> None:
+    now = result()
+    path = tmp_path / "result.json"
+    write_result(now, path)
+    earlier = read_earlier(path, replace(now, date="2026-01-02T05:00:00+00:00", commit="fedcba987654"))
+    earlier.workloads["plain"].again = "2026-01-02T05:00, commit fedcba987654"
+    write_result(earlier, path)
+    assert "commit 0123456789ab, 2026-01-02. *plain* was measured again: 2026-01-02T05:00, commit fed" in full(
+        read_result(path)
+    )
+    assert "*plain* was measured again" in short(read_result(path))
+    for other in (replace(now, machine={"cpu": "Another"}), replace(now, versions={"torch": "3"})):
+        with pytest.raises(ValueError, match="another machine"):
+            read_earlier(path, other)
 
 
 def test_tables_name_what_was_missed_and_what_was_not_measured() -> None:

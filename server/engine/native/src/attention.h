@@ -567,7 +567,7 @@ struct Queries {
   static constexpr bool kInPlace = sizeof(Factor<T>) == sizeof(float);
 
   int rows, padded;
-  Factor<T>* q;     // [rows][padded]
+  Factor<T>* q;     // [rows][padded], floats [padded][rows]
   float *results;   // [rows][padded]
   float *peak, *mass;   // [rows]; [rows][16], each row's to be summed up
   int* position;
@@ -582,12 +582,12 @@ struct Queries {
   Queries(int count, int width, float* scratch) : rows(count), padded(width) {
     scores = scratch;
     weights = reinterpret_cast<Factor<T>*>(kInPlace ? scores : scores + kRows * kWidth);
-    results = scores + (kInPlace ? 1 : 2) * kRows * kWidth;
+    wide = scores + (kInPlace ? 1 : 2) * kRows * kWidth;   // whole cache lines before it
+    results = wide + static_cast<size_t>(kBlock) * padded;
     q = reinterpret_cast<Factor<T>*>(results + static_cast<size_t>(rows) * padded);
     peak = results + 2 * static_cast<size_t>(rows) * padded;
     mass = peak + rows;
-    wide = mass + 16 * rows;
-    position = reinterpret_cast<int*>(wide + static_cast<size_t>(kBlock) * padded);
+    position = reinterpret_cast<int*>(mass + 16 * rows);
   }
 
   static size_t floats(size_t rows, int padded) { return 2 * kRows * kWidth + rows * (2 * padded + 18) + kBlock * padded; }

@@ -336,13 +336,13 @@ inline f32x16 exp(f32x16 x) {
 #endif
 }
 
-// Two to the y, to 8e-5 of its value, for y of at most 127; where that would be no normal number, next to 0 or 0. A NaN stays one.
+// Two to the y, to 8e-5 of its value, for y of at most 127; 0 where that would be no normal number. A NaN stays one.
 inline f32x16 rough_exp2(f32x16 y) {
 #if defined(__AVX512F__)
   // What is above the whole number below y, and a polynomial for it: one instruction less than to the nearest whole number.
-  const __m512 normal = _mm512_max_ps(_mm512_set1_ps(-126.f), (__m512)y);   // in this order a NaN stays one
-  const f32x16 f = (f32x16)_mm512_reduce_ps(normal, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC);
-  return (f32x16)_mm512_scalef_ps((__m512)exp2_of_fraction(f), normal);
+  const f32x16 f = (f32x16)_mm512_reduce_ps((__m512)y, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC);
+  const __mmask16 normal = _mm512_cmp_ps_mask((__m512)y, _mm512_set1_ps(-125.f), _CMP_NLT_UQ);
+  return (f32x16)_mm512_maskz_scalef_ps(normal, (__m512)exp2_of_fraction(f), (__m512)y);
 #else
   const f32x16 magic = broadcast(12582912.f), shifted = y + magic, f = y - (shifted - magic);
   const f32x16 p = rough_exp2_near_zero(f);
