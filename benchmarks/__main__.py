@@ -88,6 +88,8 @@ def main(
     if unknown := sorted(set(chosen) - set(WORKLOADS)):
         raise typer.BadParameter(f"no workload {', '.join(unknown)}; there are {', '.join(WORKLOADS)}")
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that no server is left behind
+    if again is not None and save:
+        raise typer.BadParameter("--again writes into its file; --save has nothing to add")
     options = Options(repeats, quick, attention)
     result = Result(
         date=datetime.now(UTC).isoformat(timespec="seconds"),
@@ -98,7 +100,7 @@ def main(
     )
     folder = ROOT / "benchmarks" / ("results" if save else "out")
     path = folder / f"{result.date[:19].replace(':', '')}-{result.commit}.json"
-    stamp = ""
+    stamp, failed = "", list[str]()
     if again is not None:
         stamp = f"{result.date[:16]}, commit {result.commit}"
         try:
@@ -124,13 +126,19 @@ def main(
             workshop=Workshop(model),
         )
         for name in chosen:
-            result.workloads[name] = _run(name, bench)
-            result.workloads[name].again = stamp
-            write_result(result, path)
+            found = _run(name, bench)
+            found.again = stamp
+            if found.notes and again is not None:
+                failed.append(f"{name}: {', '.join(found.notes)}")  # what was measured before stays
+            else:
+                result.workloads[name] = found
+                write_result(result, path)
             bar.advance(task)
     show(result, console if console.is_terminal else Console(width=WIDTH))
-    console.print(f"written to {path.relative_to(ROOT)}", markup=False)
-    if any(found.notes for found in result.workloads.values()):
+    console.print(f"written to {path}", markup=False)
+    for failure in failed:
+        console.print(f"left as it was, {failure}", markup=False)
+    if failed or any(found.notes for found in result.workloads.values()):
         raise typer.Exit(1)
 
 

@@ -148,10 +148,11 @@ def read_result(path: Path) -> Result:
 
 
 def read_earlier(path: Path, now: Result) -> Result:
-    """Read a file that `write_result` wrote. Raises ValueError if its machine or versions are not those of `now`."""
+    """Read a file that `write_result` wrote. Raises ValueError unless machine, versions and options are as `now`."""
     earlier = read_result(path)
-    if (earlier.machine, earlier.versions) != (now.machine, now.versions):
-        raise ValueError(f"{path} was measured on another machine, or with other versions")
+    for name in ("machine", "versions", "options"):
+        if getattr(earlier, name) != getattr(now, name):
+            raise ValueError(f"{path} was measured with another {name.removesuffix('s')}: {getattr(earlier, name)}")
     return earlier
 
 

@@ -108,8 +108,12 @@ def test_what_is_measured_again_goes_into_a_result_of_the_same_machine_and_is_na
         read_result(path)
     )
     assert "*plain* was measured again" in short(read_result(path))
-    for other in (replace(now, machine={"cpu": "Another"}), replace(now, versions={"torch": "3"})):
-        with pytest.raises(ValueError, match="another machine"):
+    for name, other in (
+        ("machine", replace(now, machine={"cpu": "Another"})),
+        ("version", replace(now, versions={"torch": "3"})),
+        ("option", replace(now, options={"model": "a-model", "quick": True})),
+    ):
+        with pytest.raises(ValueError, match=f"another {name}"):
             read_earlier(path, other)
 
 

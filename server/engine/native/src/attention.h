@@ -323,6 +323,7 @@ inline void scores_of(const float* queries, int stride, const float* keys, const
 template <int R, int N, bool kFetch>
 inline void add_values(const bf16* weights, const bf16* values, const bf16* next, int padded, int d, float* out) {
   f32x16 sum[R][N];
+#pragma GCC unroll 16
   for (int r = 0; r < R; r++)
     for (int n = 0; n < N; n++) sum[r][n] = load(out + static_cast<size_t>(r) * padded + d + n * 16);
   for (int p = 0; p < kBlock / 2; p++) {
@@ -339,6 +340,7 @@ inline void add_values(const bf16* weights, const bf16* values, const bf16* next
       for (int n = 0; n < N; n++) sum[r][n] = (f32x16)_mm512_dpbf16_ps((__m512)sum[r][n], value[n], both);
     }
   }
+#pragma GCC unroll 16
   for (int r = 0; r < R; r++)
     for (int n = 0; n < N; n++) store(out + static_cast<size_t>(r) * padded + d + n * 16, sum[r][n]);
 }
@@ -437,28 +439,25 @@ inline void values_rows(int rows, const Factor<T>* weights, const Source& values
   }
 }
 
-// Calls body(whether to fetch, first row, number of rows, block) until all rows had their turn, at most `most` in each. `wide` has
-// room for a block of floats.
+// Calls body(whether to fetch, first row, number of rows, block) until all rows had their turn, at most `most` in each; the first
+// fetches if `fetches`. `wide` has room for a block of floats.
 template <class T, class Body>
 inline void in_turns(int rows, int most, const T* block, bool fetches, float* wide, Body&& body) {
-  using Fetch = std::true_type;
-  using Leave = std::false_type;
   const int turns = (rows + most - 1) / most;
   for (int turn = 0; turn < turns; turn++) {
     const int r = rows * turn / turns, count = rows * (turn + 1) / turns - r;   // no turn with much less to do
-    const bool first = turn == 0;
+    const auto give = [&](const auto& source) {
+      if (turn == 0 && fetches) body(std::true_type{}, r, count, source);
+      else body(std::false_type{}, r, count, source);
+    };
     if constexpr (sizeof(Factor<T>) == sizeof(T)) {
-      if (first && fetches) body(Fetch{}, r, count, block);
-      else body(Leave{}, r, count, block);
-    } else if (!kKeepsWide || turns == 1) {
-      if (first && fetches) body(Fetch{}, r, count, Narrow{block});
-      else body(Leave{}, r, count, Narrow{block});
-    } else if (!first) {
-      body(Leave{}, r, count, Wide{wide});
-    } else if (fetches) {
-      body(Fetch{}, r, count, Widening{block, wide});
+      give(block);
+    } else if constexpr (!kKeepsWide) {
+      give(Narrow{block});
     } else {
-      body(Leave{}, r, count, Widening{block, wide});
+      if (turns == 1) give(Narrow{block});
+      else if (turn == 0) give(Widening{block, wide});
+      else body(std::false_type{}, r, count, Wide{wide});
     }
   }
 }
@@ -648,7 +647,7 @@ inline void soften_fast(Queries<bf16>& q, int r, int slot, int keys, const Seen&
     if (q.peak[r] != kNever) {
       const float fade = std::exp(q.peak[r] - highest);
       scale(q.results + static_cast<size_t>(r) * q.padded, q.padded, fade);
-      scale(q.mass + r * 16, 16, fade);
+      scale(mass, 16, fade);
     }
     q.peak[r] = highest;
   }
