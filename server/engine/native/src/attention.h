@@ -169,18 +169,39 @@ void write_kv(const AttentionPlan& plan, const KVMemory& memory, int layer, int 
 }
 
 // ------------------------------------------------------------------------------------------------------ small products
-// Keys and values come from memory, one block after another at addresses that a processor does not foresee: while a few
-// queries meet a block, the one at `next` is fetched. Many queries take longer than their next block does, and have no
-// `next`; with kFetchMany the first of them have one all the same.
-template <bool kFetch, class T>
-inline void fetch(const T* p) { if constexpr (kFetch) __builtin_prefetch(p, 0, 3); }
+// Keys and values come from memory, one block after another at addresses that a processor does not foresee, so what is met next
+// is fetched. Of few rows, the first turn fetches the next block's keys while it meets keys, and its values while it meets values. Of
+// many, each turn that meets a block's keys fetches its share of both, `step` elements on for every vector of keys.
+template <class T>
+struct Coming {
+  const T* lines = nullptr;
+  size_t apart = 0, step = 0;
 
-constexpr int kFetchQueries = 12;
+  // Keys, a tile at a time, of the block `next`.
+  static Coming keys(const T* next, int padded) { return {next, static_cast<size_t>(padded) * kTile, kLine}; }
+
+  // The share of turn `turn` of `turns` in the block `next`.
+  static Coming share(const T* next, int padded, int turn, int turns) {
+    const size_t part = static_cast<size_t>(padded) * kBlock;
+    return {next + part * turn / turns, part, (2 * kLine + turns - 1) / turns};
+  }
+
+  static Coming nothing(const T* here) { return {here, 0, 0}; }
+
+  void fetch(int part, int line) const { __builtin_prefetch(lines + part * apart + line * step, 0, 2); }
+
+ private:
+  static constexpr size_t kLine = 64 / sizeof(T);
+};
+
+constexpr int kFewRows = 12;
+
+template <bool kFetch, class T>
+inline void fetch(const T* p) { if constexpr (kFetch) __builtin_prefetch(p, 0, 2); }
+
 #if defined(WAYBILL_WIDENS)
-constexpr bool kFetchMany = true;    // the first of many queries fetch too
 constexpr bool kKeepsWide = true;    // a block's floats are kept for the next rows
 #else
-constexpr bool kFetchMany = false;
 constexpr bool kKeepsWide = false;
 #endif
 
@@ -214,37 +235,33 @@ size_t place_of_query(int r, int d, int stride) {
   else return static_cast<size_t>(d) * stride + r;
 }
 
-// Scores of R queries [R][padded] against a block of 32 keys, P tiles at a time.
+// Scores of R queries [R][padded] against a block of 32 keys, P tiles at a time, for `out(first tile, scores [R][P])`.
 #if defined(__AVX512BF16__)
-template <int R, int P, bool kFetch>
-inline void scores_of(const bf16* q, int, const bf16* keys, const bf16* next, int padded, float* out) {
+template <int R, int P, class Out>
+inline void scores_of(const bf16* q, int, const bf16* keys, const Coming<bf16>& coming, int padded, Out&& out) {
   static_assert(P == 2);
-  __m512 near[R], far[R];
-  for (int r = 0; r < R; r++) near[r] = far[r] = _mm512_setzero_ps();
+  f32x16 sum[R][P];
+  for (int r = 0; r < R; r++) sum[r][0] = sum[r][1] = f32x16{};
   const size_t tile = static_cast<size_t>(padded) * kTile;
   for (int p = 0; p < padded / 2; p++) {
-    const __m512bh these = (__m512bh)_mm512_loadu_si512(keys + static_cast<size_t>(p) * 2 * kTile);
-    const __m512bh those = (__m512bh)_mm512_loadu_si512(keys + tile + static_cast<size_t>(p) * 2 * kTile);
-    fetch<kFetch>(next + static_cast<size_t>(p) * 2 * kTile);
-    fetch<kFetch>(next + tile + static_cast<size_t>(p) * 2 * kTile);
+    __m512bh key[P];
+    for (int t = 0; t < P; t++) {
+      key[t] = (__m512bh)_mm512_loadu_si512(keys + t * tile + static_cast<size_t>(p) * 2 * kTile);
+      coming.fetch(t, p);
+    }
 #pragma GCC unroll 16
     for (int r = 0; r < R; r++) {
       int32_t pair;
       std::memcpy(&pair, q + static_cast<size_t>(r) * padded + 2 * p, sizeof pair);
       const __m512bh both = (__m512bh)_mm512_set1_epi32(pair);
-      near[r] = _mm512_dpbf16_ps(near[r], these, both);
-      far[r] = _mm512_dpbf16_ps(far[r], those, both);
+      for (int t = 0; t < P; t++) sum[r][t] = (f32x16)_mm512_dpbf16_ps((__m512)sum[r][t], key[t], both);
     }
   }
-#pragma GCC unroll 16
-  for (int r = 0; r < R; r++) {
-    _mm512_storeu_ps(out + r * kWidth, near[r]);
-    _mm512_storeu_ps(out + r * kWidth + kTile, far[r]);
-  }
+  out(0, sum);
 }
 #else
-template <int R, int P, bool kFetch, class Source>
-inline void scores_of(const float* queries, int stride, const Source& keys, const bf16* next, int padded, float* out) {
+template <int R, int P, class Source, class Out>
+inline void scores_of(const float* queries, int stride, const Source& keys, const Coming<bf16>& coming, int padded, Out&& out) {
   const size_t tile = static_cast<size_t>(padded) * kTile;
   for (int t = 0; t < 2; t += P) {
     const float* q = queries;
@@ -257,7 +274,7 @@ inline void scores_of(const float* queries, int stride, const Source& keys, cons
       f32x16 key[P];
       for (int p = 0; p < P; p++) {
         key[p] = keys.first(line + p * tile);
-        fetch<kFetch>(next + line + p * tile);
+        coming.fetch(t + p, d / 2);
       }
 #pragma GCC unroll 16
       for (int r = 0; r < R; r++) {
@@ -274,18 +291,16 @@ inline void scores_of(const float* queries, int stride, const Source& keys, cons
       }
       q += stride;
     }
-#pragma GCC unroll 16
-    for (int r = 0; r < R; r++)
-      for (int p = 0; p < P; p++) store(out + r * kWidth + (t + p) * kTile, sum[r][p]);
+    out(t, sum);
   }
 }
 #endif
 
 // Sums 32 products at a time before it adds them up, as linear layers do.
-template <int R, int P, bool kFetch>
-inline void scores_of(const float* queries, int stride, const float* keys, const float* next, int padded, float* out) {
+template <int R, int P, class Out>
+inline void scores_of(const float* queries, int stride, const float* keys, const Coming<float>& coming, int padded, Out&& out) {
   const size_t tile = static_cast<size_t>(padded) * kTile;
-  for (int t = 0; t < 2; t += P, keys += P * tile, next += P * tile) {
+  for (int t = 0; t < 2; t += P, keys += P * tile) {
     const float* q = queries;
     f32x16 total[R][P];
     for (int r = 0; r < R; r++)
@@ -299,7 +314,7 @@ inline void scores_of(const float* queries, int stride, const float* keys, const
         f32x16 key[P];
         for (int p = 0; p < P; p++) {
           key[p] = load(keys + p * tile + static_cast<size_t>(d) * kTile);
-          fetch<kFetch>(next + p * tile + static_cast<size_t>(d) * kTile);
+          coming.fetch(t + p, d);
         }
 #pragma GCC unroll 16
         for (int r = 0; r < R; r++) {
@@ -312,88 +327,85 @@ inline void scores_of(const float* queries, int stride, const float* keys, const
       for (int r = 0; r < R; r++)
         for (int p = 0; p < P; p++) total[r][p] = total[r][p] + sum[r][p];
     }
-    for (int r = 0; r < R; r++)
-      for (int p = 0; p < P; p++) store(out + r * kWidth + (t + p) * kTile, total[r][p]);
+    out(t, total);
   }
 }
 
-// Adds the weighted values of a block of 32 keys to R rows of results [R][padded], in N vectors of dimensions from `d` on.
-// `weights` are [R][kWidth].
+// Blocks of values that rows meet while their results stay in registers. Fewer for floats, which take twice the room in the
+// first-level cache; and one where the compiler runs out of registers.
 #if defined(__AVX512BF16__)
-template <int R, int N, bool kFetch>
-inline void add_values(const bf16* weights, const bf16* values, const bf16* next, int padded, int d, float* out) {
-  f32x16 sum[R][N];
-#pragma GCC unroll 16
-  for (int r = 0; r < R; r++)
-    for (int n = 0; n < N; n++) sum[r][n] = load(out + static_cast<size_t>(r) * padded + d + n * 16);
-  for (int p = 0; p < kBlock / 2; p++) {
-    const size_t place = (static_cast<size_t>(p) * padded + d) * 2;
-    __m512bh value[N];
-    for (int n = 0; n < N; n++) {
-      value[n] = (__m512bh)_mm512_loadu_si512(values + place + n * 32);
-      fetch<kFetch>(next + place + n * 32);
-    }
-    for (int r = 0; r < R; r++) {
-      int32_t two;
-      std::memcpy(&two, weights + r * kWidth + 2 * p, sizeof two);
-      const __m512bh both = (__m512bh)_mm512_set1_epi32(two);
-      for (int n = 0; n < N; n++) sum[r][n] = (f32x16)_mm512_dpbf16_ps((__m512)sum[r][n], value[n], both);
-    }
-  }
-#pragma GCC unroll 16
-  for (int r = 0; r < R; r++)
-    for (int n = 0; n < N; n++) store(out + static_cast<size_t>(r) * padded + d + n * 16, sum[r][n]);
-}
+template <class T> constexpr int kValueBlocks = 8 / sizeof(T);
+constexpr bool kFetchValues = true;    // the first rows of several turns fetch what follows
+#elif defined(__AVX512F__)
+template <class T> constexpr int kValueBlocks = sizeof(T) == 4 ? 2 : 1;
+constexpr bool kFetchValues = false;
 #else
-template <int R, int N, bool kFetch, class Source>
-inline void add_values(const float* weights, const Source& values, const bf16* next, int padded, int d, float* out) {
-  f32x16 sum[R][N];
-#pragma GCC unroll 16
-  for (int r = 0; r < R; r++)
-    for (int n = 0; n < N; n++) sum[r][n] = load(out + static_cast<size_t>(r) * padded + d + n * 16);
-  for (int p = 0; p < kBlock / 2; p++) {
-    const size_t line = (static_cast<size_t>(p) * padded + d) * 2;
-    f32x16 value[N];
-    for (int n = 0; n < N; n++) {
-      value[n] = values.first(line + n * 32);
-      fetch<kFetch>(next + line + n * 32);
-    }
-#pragma GCC unroll 16
-    for (int r = 0; r < R; r++) {
-      const f32x16 x = broadcast(weights[r * kWidth + 2 * p]);
-      for (int n = 0; n < N; n++) sum[r][n] = sum[r][n] + x * value[n];
-    }
-    forget_memory();
-    for (int n = 0; n < N; n++) value[n] = values.second(line + n * 32);
-#pragma GCC unroll 16
-    for (int r = 0; r < R; r++) {
-      const f32x16 x = broadcast(weights[r * kWidth + 2 * p + 1]);
-      for (int n = 0; n < N; n++) sum[r][n] = sum[r][n] + x * value[n];
-    }
-  }
-#pragma GCC unroll 16
-  for (int r = 0; r < R; r++)
-    for (int n = 0; n < N; n++) store(out + static_cast<size_t>(r) * padded + d + n * 16, sum[r][n]);
-}
+template <class T> constexpr int kValueBlocks = 1;
+constexpr bool kFetchValues = false;
 #endif
 
-template <int R, int N, bool kFetch>
-inline void add_values(const float* weights, const float* values, const float* next, int padded, int d, float* out) {
+// Adds the weighted values of blocks [from, to), at most kValueBlocks, to R rows of results [R][padded], in N vectors of dimensions from `d`
+// on. `weights` are [R][kWidth], `block(j)` is the j-th block's values, `next(j)` what is fetched while these are met.
+template <class T, int R, int N, bool kFetch, class BlockOf, class NextOf>
+inline void add_values(const Factor<T>* weights, int from, int to, BlockOf&& block, NextOf&& next_of, int padded, int d, float* out) {
   f32x16 sum[R][N];
 #pragma GCC unroll 16
   for (int r = 0; r < R; r++)
     for (int n = 0; n < N; n++) sum[r][n] = load(out + static_cast<size_t>(r) * padded + d + n * 16);
-  for (int k = 0; k < kBlock; k++) {
-    const size_t place = static_cast<size_t>(k) * padded + d;
-    f32x16 value[N];
-    for (int n = 0; n < N; n++) {
-      value[n] = load(values + place + n * 16);
-      fetch<kFetch>(next + place + n * 16);
-    }
+  for (int j = from; j < (kValueBlocks<T> == 1 ? from + 1 : to); j++) {
+    const auto values = block(j);
+    const T* next = kFetch ? next_of(j) : nullptr;
+    const Factor<T>* w = weights + j * kBlock;
+    if constexpr (sizeof(T) == 4) {
+      for (int k = 0; k < kBlock; k++) {
+        const size_t place = static_cast<size_t>(k) * padded + d;
+        f32x16 value[N];
+        for (int n = 0; n < N; n++) {
+          value[n] = load(values + place + n * 16);
+          fetch<kFetch>(next + place + n * 16);
+        }
 #pragma GCC unroll 16
-    for (int r = 0; r < R; r++) {
-      const f32x16 x = broadcast(weights[r * kWidth + k]);
-      for (int n = 0; n < N; n++) sum[r][n] = sum[r][n] + x * value[n];
+        for (int r = 0; r < R; r++) {
+          const f32x16 x = broadcast(w[r * kWidth + k]);
+          for (int n = 0; n < N; n++) sum[r][n] = sum[r][n] + x * value[n];
+        }
+      }
+    } else {
+      for (int p = 0; p < kBlock / 2; p++) {
+        const size_t line = (static_cast<size_t>(p) * padded + d) * 2;
+#if defined(__AVX512BF16__)
+        __m512bh value[N];
+        for (int n = 0; n < N; n++) {
+          value[n] = (__m512bh)_mm512_loadu_si512(values + line + n * 32);
+          fetch<kFetch>(next + line + n * 32);
+        }
+#pragma GCC unroll 16
+        for (int r = 0; r < R; r++) {
+          int32_t two;
+          std::memcpy(&two, w + r * kWidth + 2 * p, sizeof two);
+          const __m512bh both = (__m512bh)_mm512_set1_epi32(two);
+          for (int n = 0; n < N; n++) sum[r][n] = (f32x16)_mm512_dpbf16_ps((__m512)sum[r][n], value[n], both);
+        }
+#else
+        f32x16 value[N];
+        for (int n = 0; n < N; n++) {
+          value[n] = values.first(line + n * 32);
+          fetch<kFetch>(next + line + n * 32);
+        }
+#pragma GCC unroll 16
+        for (int r = 0; r < R; r++) {
+          const f32x16 x = broadcast(w[r * kWidth + 2 * p]);
+          for (int n = 0; n < N; n++) sum[r][n] = sum[r][n] + x * value[n];
+        }
+        forget_memory();
+        for (int n = 0; n < N; n++) value[n] = values.second(line + n * 32);
+#pragma GCC unroll 16
+        for (int r = 0; r < R; r++) {
+          const f32x16 x = broadcast(w[r * kWidth + 2 * p + 1]);
+          for (int n = 0; n < N; n++) sum[r][n] = sum[r][n] + x * value[n];
+        }
+#endif
+      }
     }
   }
 #pragma GCC unroll 16
@@ -420,70 +432,91 @@ constexpr int score_tiles(int) { return 1; }
 constexpr int value_vectors(int) { return 1; }
 #endif
 
-template <class T, bool kFetch, int R = kScoreRows, class Source>
-inline void scores_rows(int rows, const Factor<T>* q, int stride, const Source& keys, const T* next, int padded, float* out) {
+template <class T, int R = kScoreRows, class Source, class Out>
+inline void scores_rows(int rows, const Factor<T>* q, int stride, const Source& keys, const Coming<T>& coming, int padded, Out&& out) {
   if constexpr (R > 0) {
-    if (rows == R) scores_of<R, score_tiles(R), kFetch>(q, stride, keys, next, padded, out);
-    else scores_rows<T, kFetch, R - 1>(rows, q, stride, keys, next, padded, out);
+    if (rows == R) scores_of<R, score_tiles(R)>(q, stride, keys, coming, padded, out);
+    else scores_rows<T, R - 1>(rows, q, stride, keys, coming, padded, out);
   }
 }
 
-template <class T, bool kFetch, int R = kQueryRows, class Source>
-inline void values_rows(int rows, const Factor<T>* weights, const Source& values, const T* next, int padded, float* out) {
+template <class T, bool kFetch, int R = kQueryRows, class BlockOf, class NextOf>
+inline void values_rows(int rows, const Factor<T>* weights, int from, int to, BlockOf&& block, NextOf&& next, int padded, float* out) {
   if constexpr (R > 0) {
-    if (rows != R) return values_rows<T, kFetch, R - 1>(rows, weights, values, next, padded, out);
+    if (rows != R) return values_rows<T, kFetch, R - 1>(rows, weights, from, to, block, next, padded, out);
     constexpr int N = value_vectors(R);
     int d = 0;
-    for (; d + 16 * N <= padded; d += 16 * N) add_values<R, N, kFetch>(weights, values, next, padded, d, out);
-    for (; d < padded; d += 16) add_values<R, 1, kFetch>(weights, values, next, padded, d, out);
+    for (; d + 16 * N <= padded; d += 16 * N) add_values<T, R, N, kFetch>(weights, from, to, block, next, padded, d, out);
+    for (; d < padded; d += 16) add_values<T, R, 1, kFetch>(weights, from, to, block, next, padded, d, out);
   }
 }
 
-// Calls body(whether to fetch, first row, number of rows, block) until all rows had their turn, at most `most` in each; the first
-// fetches if `fetches`. `wide` has room for a block of floats.
-template <class T, class Body>
-inline void in_turns(int rows, int most, const T* block, bool fetches, float* wide, Body&& body) {
-  const int turns = (rows + most - 1) / most;
+// Calls body(first row, number of rows, turn) until all rows had their turn, at most `most` in each.
+inline int turns_of(int rows, int most) { return (rows + most - 1) / most; }
+
+template <class Body>
+inline void in_turns(int rows, int most, Body&& body) {
+  const int turns = turns_of(rows, most);
   for (int turn = 0; turn < turns; turn++) {
-    const int r = rows * turn / turns, count = rows * (turn + 1) / turns - r;   // no turn with much less to do
-    const auto give = [&](const auto& source) {
-      if (turn == 0 && fetches) body(std::true_type{}, r, count, source);
-      else body(std::false_type{}, r, count, source);
-    };
-    if constexpr (sizeof(Factor<T>) == sizeof(T)) {
-      give(block);
-    } else if constexpr (!kKeepsWide) {
-      give(Narrow{block});
-    } else {
-      if (turns == 1) give(Narrow{block});
-      else if (turn == 0) give(Widening{block, wide});
-      else body(std::false_type{}, r, count, Wide{wide});
-    }
+    const int r = rows * turn / turns;   // no turn with much less to do
+    body(r, rows * (turn + 1) / turns - r, turn);
   }
 }
 
-// Up to kRows queries and the blocks of a group: `block(j)` is the part of the one that holds its j-th 32 keys, also for j behind
-// the group's end, which may be any that comes next and is fetched if `fetches`.
-template <class T, class BlockOf>
-void all_scores(int rows, const Factor<T>* q, int stride, int padded, int from, int to, bool fetches, BlockOf&& block, float* wide,
-                float* scores) {
+// Calls body(source): what turn `turn` of `turns` reads a block from. `wide` has room for a block of floats.
+template <class T, class Body>
+inline void read_in_turn(const T* block, int turn, int turns, float* wide, Body&& body) {
+  if constexpr (sizeof(Factor<T>) == sizeof(T)) body(block);
+  else if (!kKeepsWide || turns == 1) body(Narrow{block});
+  else if (turn == 0) body(Widening{block, wide});
+  else body(Wide{wide});
+}
+
+// The part of the rows of a segment that meets a group at this moment, of how many.
+struct Part {
+  int index, count;
+
+  bool few(int rows) const { return count == 1 && rows <= kFewRows; }
+};
+
+// Up to kRows queries and the keys of a group's blocks [from, to): `block(j)` is the part of the one that holds its j-th 32 keys,
+// also for j behind the group's end, which may be any that comes next. `give(first row, j, scores)` calls scores(out) with what
+// scores go to.
+template <class T, class BlockOf, class Give>
+void all_scores(int rows, const Factor<T>* q, int stride, int padded, int from, int to, Part part, BlockOf&& block, float* wide,
+                Give&& give) {
+  const int turns = turns_of(rows, kScoreRows), ahead = part.count == 1 ? 1 : to - from;
   for (int j = from; j < to; j++) {
-    const T* next = fetches ? block(j + 1) : nullptr;
-    in_turns<T>(rows, kScoreRows, block(j), fetches, wide, [&](auto fetch, int r, int count, const auto& keys) {
-      scores_rows<T, fetch()>(count, q + place_of_query<T>(r, 0, stride), stride, keys, next, padded,
-                              scores + static_cast<size_t>(r) * kWidth + j * kBlock);
+    const T *these = block(j), *next = block(j + ahead);
+    in_turns(rows, kScoreRows, [&](int r, int count, int turn) {
+      const auto coming = !part.few(rows) ? Coming<T>::share(next, padded, part.index * turns + turn, part.count * turns)
+                          : turn == 0     ? Coming<T>::keys(next, padded)
+                                          : Coming<T>::nothing(these);
+      read_in_turn(these, turn, turns, wide, [&](const auto& keys) {
+        give(r, j, [&](auto&& out) {
+          scores_rows<T>(count, q + place_of_query<T>(r, 0, stride), stride, keys, coming, padded, out);
+        });
+      });
     });
   }
 }
 
 template <class T, class BlockOf>
-void all_values(int rows, const Factor<T>* weights, int padded, int from, int to, bool fetches, BlockOf&& block, float* wide,
+void all_values(int rows, const Factor<T>* weights, int padded, int from, int to, Part part, BlockOf&& block, float* wide,
                 float* results) {
-  for (int j = from; j < to; j++) {
-    const T* next = fetches ? block(j + 1) : nullptr;
-    in_turns<T>(rows, kQueryRows, block(j), fetches, wide, [&](auto fetch, int r, int count, const auto& values) {
-      values_rows<T, fetch()>(count, weights + static_cast<size_t>(r) * kWidth + j * kBlock, values, next, padded,
-                              results + static_cast<size_t>(r) * padded);
+  const int turns = turns_of(rows, kQueryRows);
+  const auto next = [&](int j) { return block(j + 1); };
+  for (int j = from, end; j < to; j = end) {
+    end = std::min(j + kValueBlocks<T>, to);
+    in_turns(rows, kQueryRows, [&](int r, int count, int turn) {
+      const Factor<T>* w = weights + static_cast<size_t>(r) * kWidth;
+      float* out = results + static_cast<size_t>(r) * padded;
+      const auto add = [&](auto&& source) {
+        if (r == 0 && (kFetchValues || part.few(rows))) values_rows<T, true>(count, w, j, end, source, next, padded, out);
+        else values_rows<T, false>(count, w, j, end, source, next, padded, out);
+      };
+      if constexpr (kValueBlocks<T> > 1) add(block);
+      else read_in_turn(block(j), turn, turns, wide, [&](const auto& source) { add([&](int) { return source; }); });
     });
   }
 }
@@ -642,7 +675,8 @@ inline void soften_fast(Queries<bf16>& q, int r, int slot, int keys, const Seen&
   float* mass = q.mass + r * 16;
   f32x16 best = broadcast(kNever);
   for (int j = 0; j < keys; j += 16) best = vmax(best, masked(load(s + j), j, kNever));
-  if (any_greater(best * broadcast(scaling), broadcast(q.peak[r] + kLeap))) {
+  const f32x16 factor = broadcast(scaling * kLog2E);
+  if (any_greater(best * factor - broadcast(q.peak[r] * kLog2E), broadcast(kLeap * kLog2E))) {
     const float highest = scaling * hmax(best);
     if (q.peak[r] != kNever) {
       const float fade = std::exp(q.peak[r] - highest);
@@ -651,7 +685,7 @@ inline void soften_fast(Queries<bf16>& q, int r, int slot, int keys, const Seen&
     }
     q.peak[r] = highest;
   }
-  const f32x16 factor = broadcast(scaling * kLog2E), shift = broadcast(q.peak[r] * kLog2E);
+  const f32x16 shift = broadcast(q.peak[r] * kLog2E);
   f32x16 sum = {};
   for (int j = 0; j < keys; j += 16) {
     const f32x16 e = masked(rough_exp2(load(s + j) * factor - shift), j, 0.f);
@@ -698,9 +732,72 @@ inline void soften(Queries<T>& q, int r, int slot, int keys, const Seen& seen, c
   q.peak[r] = peak;
 }
 
-// Rows [row, row + count), at most kRows, meet a group: `keys` and `values` are its blocks and those behind it.
+// Scores that are kept.
+struct Kept {
+  float* scores;   // [rows][kWidth]
+
+  template <int R, int P>
+  [[gnu::always_inline]] void operator()(int tile, const f32x16 (&sum)[R][P]) {
+#pragma GCC unroll 16
+    for (int r = 0; r < R; r++)
+      for (int p = 0; p < P; p++) store(scores + r * kWidth + (tile + p) * kTile, sum[r][p]);
+  }
+};
+
+// Scores that become weights on the way, as in `soften_fast`, of keys that are all seen; `worst` says whether one has leapt.
+struct Weighed {
+  Factor<bf16>* weights;   // [rows][kWidth]
+  float* mass;             // [rows][16], what the weights of this group add; written anew if `first`
+  const float* shift;      // [rows]
+  f32x16 factor, worst;
+  bool first;
+
+  template <int R, int P>
+  [[gnu::always_inline]] void operator()(int tile, const f32x16 (&sum)[R][P]) {
+    f32x16 largest = worst;
+    const bool begins = first && tile == 0;
+#pragma GCC unroll 16
+    for (int r = 0; r < R; r++) {
+      f32x16 total = begins ? f32x16{} : load(mass + r * 16);
+      for (int p = 0; p < P; p++) {
+        const f32x16 y = sum[r][p] * factor - broadcast(shift[r]);
+        largest = vmax(largest, y);
+        const f32x16 e = rough_exp2(y);
+        store(weights + r * kWidth + (tile + p) * kTile, e);
+        total = total + e;
+      }
+      store(mass + r * 16, total);
+    }
+    worst = largest;
+  }
+};
+
+// Rows [row, row + count), at most kRows, meet a group of which they see every key: weights without scores that are written and
+// read again. Returns false where one of the scores leaps over its row's peak; the weights are then useless.
+template <class Keys>
+inline bool weigh(Queries<bf16>& q, int row, int count, int to, Part part, Keys&& keys, float scaling) {
+  alignas(64) float shift[kRows], mass[kRows * 16];
+  for (int r = 0; r < count; r++) shift[r] = q.peak[row + r] * kLog2E;
+  f32x16 worst = broadcast(kNever);
+  all_scores<bf16>(count, q.q + q.place(row, 0), q.stride(), q.padded, 0, to, part, keys, q.wide, [&](int r, int j, auto&& scores) {
+    Weighed out{q.weights + static_cast<size_t>(r) * kWidth + j * kBlock, mass + r * 16, shift + r, broadcast(scaling * kLog2E),
+                worst, j == 0};
+    scores(out);
+    worst = out.worst;
+  });
+  if (any_greater(worst, broadcast(kLeap * kLog2E))) return false;
+  for (int r = 0; r < count; r++) {
+    float* all = q.mass + (row + r) * 16;
+    store(all, load(all) + load(mass + r * 16));
+  }
+  return true;
+}
+
+// Rows [row, row + count), at most kRows, meet a group: `keys` and `values` are its blocks and those behind it. With `plain`,
+// every row sees every key and has a peak already.
 template <class T, class Keys, class Values, class Soften>
-inline void meet(Queries<T>& q, int row, int count, int from, int to, bool fetches, Keys&& keys, Values&& values, Soften&& soften) {
+inline void meet(Queries<T>& q, int row, int count, int from, int to, Part part, bool plain, const LayerAttention& settings, Keys&& keys,
+                 Values&& values, Soften&& soften) {
   const Factor<T>* these = q.q + q.place(row, 0);
   float* results = q.results + static_cast<size_t>(row) * q.padded;
 #if defined(__AMX_BF16__)
@@ -710,9 +807,14 @@ inline void meet(Queries<T>& q, int row, int count, int from, int to, bool fetch
     return tile_values(q.weights, q.padded, from, to, values, results);
   }
 #endif
-  all_scores<T>(count, these, q.stride(), q.padded, from, to, fetches, keys, q.wide, q.scores);
-  soften();
-  all_values<T>(count, q.weights, q.padded, from, to, fetches, values, q.wide, results);
+  bool weighed = false;
+  if constexpr (sizeof(T) == 2) weighed = plain && weigh(q, row, count, to, part, keys, settings.scaling);
+  if (!weighed) {
+    all_scores<T>(count, these, q.stride(), q.padded, from, to, part, keys, q.wide,
+                  [&](int r, int j, auto&& scores) { scores(Kept{q.scores + static_cast<size_t>(r) * kWidth + j * kBlock}); });
+    soften();
+  }
+  all_values<T>(count, q.weights, q.padded, from, to, part, values, q.wide, results);
 }
 
 // Blocks of keys one after another: some of `front`, then `blocks`. Behind key `hole` there is a gap, places that hold nothing.
@@ -752,17 +854,21 @@ void attend_segment(Queries<T>& q, int row0, int rows, const KVMemory& memory, i
   const auto start_of = [&](int position) {
     return settings.window > 0 ? segment.place(std::max(position + 1 - settings.window, segment.base)) : 0;
   };
-  int first = segment.length, last = 0;   // keys that any of the rows sees
+  int first = segment.length, last = 0;    // keys that any of the rows sees
+  int from = 0, to = segment.length;       // keys that all of them see
   for (int r = row0; r < row0 + rows; r++) {
-    first = std::min(first, start_of(q.position[r]));
-    last = std::max(last, end_of(q.position[r]));
+    const int start = start_of(q.position[r]), end = end_of(q.position[r]);
+    first = std::min(first, start), last = std::max(last, end);
+    from = std::max(from, start), to = std::min(to, end);
   }
   if (first >= last) return;   // all of it lies before every window
+  const bool smooth = settings.softcap == 0.f && settings.scaling > 0.f;
   for (int key = segment.group(first), width; key < last; key += width) {
     width = segment.width(key);
     const int block0 = key / kBlock;
     const int skip = first > key ? (first - key) / kBlock : 0;   // blocks that lie before every window
-    const int left = (last - key + kBlock - 1) / kBlock, count = std::min(width / kBlock, left);
+    const int left = (last - key + kBlock - 1) / kBlock, count = std::min(width / kBlock, left), end = key + count * kBlock;
+    const bool all = smooth && from <= key && end <= to;   // a gap lies in the first group of all, where no row has a peak
     const auto at = [&](int j) { return j < left ? segment.block(block0 + j) : then; };
     for (int row = row0; row < row0 + rows; row += kRows) {
       const int some = std::min(kRows, row0 + rows - row);
@@ -770,7 +876,8 @@ void attend_segment(Queries<T>& q, int row0, int rows, const KVMemory& memory, i
       if (sizeof(T) == 2 && some != q.height) configure_tiles(some, some), q.height = some;
 #endif
       meet(
-          q, row, some, skip, count, rows <= kFetchQueries || (kFetchMany && row == row0), [&](int j) { return memory.keys<T>(layer, at(j), head); },
+          q, row, some, skip, count, Part{(row - row0) / kRows, turns_of(rows, kRows)}, all && q.peak[row] != kNever, settings,
+          [&](int j) { return memory.keys<T>(layer, at(j), head); },
           [&](int j) { return memory.values<T>(layer, at(j), head); },
           [&] {
             for (int i = 0; i < some;) {

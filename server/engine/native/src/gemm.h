@@ -49,9 +49,9 @@ class Linear {
  public:
   Linear() = default;
 
-  // Packs `weight` [n, k], row by row as `row(i)` says which of its rows comes i-th. `threads` only sizes the work items.
+  // Packs `weight` [n, k], row by row as `row(i)` says which of its rows comes i-th. `threads` take the work items in turn.
   template <class RowOf>
-  Linear(int n, int k, int threads, RowOf row) : n_(n), k_(k), depth_(round_up(k, kDepth)) {
+  Linear(int n, int k, int threads, RowOf row) : n_(n), k_(k), depth_(round_up(k, kDepth)), threads_(threads) {
     const int panels = round_up(n, 2 * kPanel) / kPanel;
     packed_ = make_buffer<T>(static_cast<size_t>(panels) * depth_ * kPanel);
     for (int i = 0; i < n; i++) {
@@ -72,6 +72,8 @@ class Linear {
   int items() const { return static_cast<int>(starts_.size()) - 1; }
   int first_panel(int item) const { return 2 * starts_[item]; }
   int end_panel(int item) const { return 2 * starts_[item + 1]; }
+  // The panels that a thread most likely meets after an item: others take those between.
+  const T* after(int item) const { return panel(first_panel(std::min(item + threads_, items() - 1))); }
   const T* panel(int index) const { return packed_.get() + static_cast<size_t>(index) * depth_ * kPanel; }
 
  private:
@@ -80,7 +82,7 @@ class Linear {
     else return static_cast<size_t>(j) * kPanel + column;
   }
 
-  int n_ = 0, k_ = 0, depth_ = 0;
+  int n_ = 0, k_ = 0, depth_ = 0, threads_ = 1;
   Buffer<T> packed_;
   std::vector<int> starts_;
 };
@@ -88,9 +90,8 @@ class Linear {
 // ---------------------------------------------------------------------------------------------- blocks of results
 // A block multiplies `rows` rows of activations with `panels` panels and leaves float results in out[row][kColumns].
 
-// What is fetched into the second-level cache while a block multiplies: its share of the pair of panels that comes next.
-// `step` elements of each panel for every two products, 0 where nothing is left to fetch. A block of few rows is over before
-// its weights have come from memory; in one of many rows the processor's own prefetching is enough.
+// What is fetched into the second-level cache while a block of the first rows multiplies: its share of the pair of panels that
+// comes next. `step` elements of each panel for every two products, 0 where nothing is left to fetch.
 template <class T>
 struct Ahead {
   const T* weights;
@@ -102,29 +103,42 @@ struct Ahead {
   void fetch(int panel, int pair) const { __builtin_prefetch(weights + panel * panel_step + pair * step, 0, 2); }
 };
 
-constexpr int kFetchRows = 64;   // rows of a step up to which fetching pays
-
 #if defined(__AVX512BF16__)
 template <int R, int P>
 inline void multiply_rows(const bf16* a, int lda, const bf16* w, size_t panel_step, int depth, float* out, const Ahead<bf16>& ahead) {
-  __m512 sum[R][P];
+  f32x16 sum[R][P];
+#pragma GCC unroll 16
   for (int r = 0; r < R; r++)
-    for (int p = 0; p < P; p++) sum[r][p] = _mm512_setzero_ps();
+    for (int p = 0; p < P; p++) sum[r][p] = f32x16{};
+  // A pointer for three rows: twelve would not fit into the registers for addresses.
+  constexpr int kGroups = (R + 2) / 3;
+  const bf16* rows[kGroups];
+#pragma GCC unroll 16
+  for (int g = 0; g < kGroups; g++) rows[g] = a + static_cast<size_t>(3 * g) * lda;
+  const size_t stride = lda;
   for (int k = 0; k < depth / 2; k++) {
     __m512bh column[P];
+#pragma GCC unroll 16
     for (int p = 0; p < P; p++) {
       column[p] = (__m512bh)_mm512_loadu_si512(w + p * panel_step + static_cast<size_t>(k) * 2 * kPanel);
       ahead.fetch(p, k);
     }
+#pragma GCC unroll 16
     for (int r = 0; r < R; r++) {
       int32_t pair;
-      std::memcpy(&pair, a + static_cast<size_t>(r) * lda + 2 * k, sizeof pair);
+      std::memcpy(&pair, rows[r / 3] + r % 3 * stride, sizeof pair);
       const __m512bh both = (__m512bh)_mm512_set1_epi32(pair);
-      for (int p = 0; p < P; p++) sum[r][p] = _mm512_dpbf16_ps(sum[r][p], column[p], both);
+      for (int p = 0; p < P; p++) sum[r][p] = (f32x16)_mm512_dpbf16_ps((__m512)sum[r][p], column[p], both);
+    }
+#pragma GCC unroll 16
+    for (int g = 0; g < kGroups; g++) {
+      rows[g] += 2;
+      asm("" : "+r"(rows[g]));
     }
   }
+#pragma GCC unroll 16
   for (int r = 0; r < R; r++)
-    for (int p = 0; p < P; p++) _mm512_storeu_ps(out + r * kColumns + p * kPanel, sum[r][p]);
+    for (int p = 0; p < P; p++) store(out + r * kColumns + p * kPanel, sum[r][p]);
 }
 #else
 template <int R, int P>
@@ -188,21 +202,24 @@ inline void multiply_rows(const float* a, int lda, const float* w, size_t panel_
     for (int p = 0; p < P; p++) store(out + r * kColumns + p * kPanel, total[r][p]);
 }
 
-#if defined(WAYBILL_WIDENS)
-constexpr int kRegisterRows = 12, kRegisterPanels = 2;  // 24 of 32 registers hold results: weights are widened less often
-#elif defined(__AVX512F__)
-constexpr int kRegisterRows = 8, kRegisterPanels = 2;   // 16 of 32 registers hold results
+// Rows and panels of which the results stay in registers. Of 32, 24 hold results of bf16: the more rows, the less often weights come
+// from the second-level cache. Floats are summed up in two steps, which takes as many registers again.
+#if defined(__AVX512F__)
+template <class T> constexpr int kRegisterRows = sizeof(T) == 2 ? 12 : 8;
+constexpr int kRegisterPanels = 2;
 #elif defined(__AVX2__)
-constexpr int kRegisterRows = 5, kRegisterPanels = 1;   // 10 of 16: a vector of 16 floats takes two
+template <class T> constexpr int kRegisterRows = 5;   // 10 of 16: a vector of 16 floats takes two
+constexpr int kRegisterPanels = 1;
 #else
-constexpr int kRegisterRows = 2, kRegisterPanels = 2;
+template <class T> constexpr int kRegisterRows = 2;
+constexpr int kRegisterPanels = 2;
 #endif
 
-template <class T, int R = kRegisterRows>
+template <class T, int R = kRegisterRows<T>>
 inline void multiply_pair(const Factor<T>* a, int lda, int rows, const T* w, size_t panel_step, int depth, float* out,
                           const Ahead<T>& ahead) {
   if constexpr (R > 0) {
-    constexpr int kPanels = 2 * R <= kRegisterRows ? 2 : kRegisterPanels;   // few rows leave room for both
+    constexpr int kPanels = 2 * R <= kRegisterRows<T> ? 2 : kRegisterPanels;   // few rows leave room for both
     if (rows == R)
       for (int p = 0; p < 2; p += kPanels)
         multiply_rows<R, kPanels>(a, lda, w + p * panel_step, panel_step, depth, out + p * kPanel, ahead.of(p));
@@ -210,18 +227,19 @@ inline void multiply_pair(const Factor<T>* a, int lda, int rows, const T* w, siz
   }
 }
 
-// With `fetches`, the panels that follow are fetched. `between` is called a few times for every block: work that fits into
-// the gaps of this one. Without tiles there are none.
+// With `fetches`, the panels that follow are fetched, behind the last those at `after`. `between` is called a few times for every
+// block: work that fits into the gaps of this one. Without tiles there are none.
 template <class T, class Between>
 inline void multiply_block(const Factor<T>* a, int lda, int rows, const T* w, size_t panel_step, int panels, int depth, float* out,
-                           bool fetches, Between&&) {
-  const int turns = (rows + kRegisterRows - 1) / kRegisterRows;
-  const size_t share = fetches ? panel_step / turns : 0, step = share / (sizeof(T) == 2 ? depth / 2 : depth);
+                           bool fetches, const T* after, Between&&) {
+  const int turns = (rows + kRegisterRows<T> - 1) / kRegisterRows<T>;
+  const size_t share = fetches ? panel_step / turns : 0, steps = sizeof(T) == 2 ? depth / 2 : depth;
+  const size_t step = (share + steps - 1) / steps;
   for (int p = 0; p < panels; p += 2)
     for (int turn = 0; turn < turns; turn++) {
       const int r = rows * turn / turns, height = rows * (turn + 1) / turns - r;   // no turn with much less to do
-      const T* pair = w + p * panel_step;
-      const Ahead<T> ahead{fetches ? pair + 2 * panel_step + turn * share : pair, panel_step, step};
+      const T *pair = w + p * panel_step, *next = p + 2 < panels ? pair + 2 * panel_step : after;
+      const Ahead<T> ahead{fetches ? next + turn * share : pair, panel_step, step};
       multiply_pair<T>(a + static_cast<size_t>(r) * lda, lda, height, pair, panel_step, depth, out + r * kColumns + p * kPanel, ahead);
     }
 }
@@ -295,7 +313,7 @@ inline void tiles_1x2(const bf16* a, int lda, const bf16* w, size_t panel_step, 
 
 template <class Between>
 inline void multiply_block(const bf16* a, int lda, int rows, const bf16* w, size_t panel_step, int panels, int depth, float* out,
-                           bool, Between&& between) {
+                           bool, const bf16*, Between&& between) {
   settle();
   if (rows > 16) {
     for (int p = 0; p < panels; p += 2) tiles_2x2(a, lda, 16, w + p * panel_step, panel_step, depth, out + p * kPanel, between);
@@ -338,7 +356,7 @@ void run_linear(const Linear<T>& weight, const Factor<T>* a, int lda, int rows, 
     for (int p = weight.first_panel(item); p < end; p += kColumns / kPanel, turn = 1 - turn) {
       const int panels = std::min(kColumns / kPanel, end - p);
       multiply_block(a + static_cast<size_t>(r) * lda, lda, height, weight.panel(p), panel_step, panels, weight.depth(),
-                     blocks[turn], r == 0 && rows <= kFetchRows, pending);
+                     blocks[turn], r == 0, p + panels < end ? weight.panel(p + panels) : weight.after(item), pending);
       while (pending.rows > 0) pending();
       const int column = p * kPanel, columns = std::min(panels * kPanel, weight.rows() - column);
       if (columns > 0) pending = {&finish, blocks[turn], height, r, column, columns};
