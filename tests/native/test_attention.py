@@ -130,6 +130,23 @@ def test_bitwise_the_same_in_chunks_and_in_company(
 
 
 @pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("sick", [0, 1])
+def test_a_sick_neighbour_on_the_same_prefix_hides_nothing(isa: str, sick: int) -> None:
+    """Scores that are not numbers stand before or behind those of a sequence that leaps over its peak."""
+    well = 1 - sick
+
+    def memory() -> Memory:
+        made = Memory(isa, torch.bfloat16, 64, 900, loudness=300.0)
+        made.tokens[sick][0][:] = torch.nan
+        return made
+
+    (alone,) = memory().run([(well, 0, 6)])
+    together = memory().run([(0, 0, 6), (1, 0, 6)])
+    assert torch.equal(together[well], alone)
+    assert together[sick].isnan().all()
+
+
+@pytest.mark.parametrize("isa", ISAS)
 def test_bfloat16_stays_close_to_float32(isa: str) -> None:
     (exact,) = Memory(isa, torch.float32, 64, 200).run([(0, 0, 150)])
     (rounded,) = Memory(isa, torch.bfloat16, 64, 200).run([(0, 0, 150)])

@@ -171,7 +171,9 @@ void write_kv(const AttentionPlan& plan, const KVMemory& memory, int layer, int 
 // ------------------------------------------------------------------------------------------------------ small products
 // Keys and values come from memory, one block after another at addresses that a processor does not foresee, so what is met next
 // is fetched. Of few rows, the first turn fetches the next block's keys while it meets keys, and its values while it meets values. Of
-// many, each turn that meets a block's keys fetches its share of both, `step` elements on for every vector of keys.
+// many, each turn that meets a block's keys fetches its share of both, `step` elements on for every vector of keys: of the block
+// that is met next, or of one a group ahead where these rows are one part of several. All goes to the second-level cache: a
+// processor has far more of its misses in flight than of the first-level cache's.
 template <class T>
 struct Coming {
   const T* lines = nullptr;
@@ -332,7 +334,8 @@ inline void scores_of(const float* queries, int stride, const float* keys, const
 }
 
 // Blocks of values that rows meet while their results stay in registers. Fewer for floats, which take twice the room in the
-// first-level cache; and one where the compiler runs out of registers.
+// first-level cache; one where the compiler runs out of registers, and where a block is kept as floats, for which there is one
+// place.
 #if defined(__AVX512BF16__)
 template <class T> constexpr int kValueBlocks = 8 / sizeof(T);
 constexpr bool kFetchValues = true;    // the first rows of several turns fetch what follows
@@ -343,11 +346,13 @@ constexpr bool kFetchValues = false;
 template <class T> constexpr int kValueBlocks = 1;
 constexpr bool kFetchValues = false;
 #endif
+static_assert(!kKeepsWide || kValueBlocks<bf16> == 1);
 
 // Adds the weighted values of blocks [from, to), at most kValueBlocks, to R rows of results [R][padded], in N vectors of dimensions from `d`
-// on. `weights` are [R][kWidth], `block(j)` is the j-th block's values, `next(j)` what is fetched while these are met.
+// on. `weights` are [R][kWidth], `block(j)` is the j-th block's values, `next_of(j)` what is fetched while these are met.
 template <class T, int R, int N, bool kFetch, class BlockOf, class NextOf>
-inline void add_values(const Factor<T>* weights, int from, int to, BlockOf&& block, NextOf&& next_of, int padded, int d, float* out) {
+inline void add_values(const Factor<T>* weights, int from, int to, BlockOf&& block, NextOf&& next_of, int padded, int d,
+                       float* out) {
   f32x16 sum[R][N];
 #pragma GCC unroll 16
   for (int r = 0; r < R; r++)
@@ -433,7 +438,8 @@ constexpr int value_vectors(int) { return 1; }
 #endif
 
 template <class T, int R = kScoreRows, class Source, class Out>
-inline void scores_rows(int rows, const Factor<T>* q, int stride, const Source& keys, const Coming<T>& coming, int padded, Out&& out) {
+inline void scores_rows(int rows, const Factor<T>* q, int stride, const Source& keys, const Coming<T>& coming, int padded,
+                        Out&& out) {
   if constexpr (R > 0) {
     if (rows == R) scores_of<R, score_tiles(R)>(q, stride, keys, coming, padded, out);
     else scores_rows<T, R - 1>(rows, q, stride, keys, coming, padded, out);
@@ -441,7 +447,8 @@ inline void scores_rows(int rows, const Factor<T>* q, int stride, const Source& 
 }
 
 template <class T, bool kFetch, int R = kQueryRows, class BlockOf, class NextOf>
-inline void values_rows(int rows, const Factor<T>* weights, int from, int to, BlockOf&& block, NextOf&& next, int padded, float* out) {
+inline void values_rows(int rows, const Factor<T>* weights, int from, int to, BlockOf&& block, NextOf&& next, int padded,
+                        float* out) {
   if constexpr (R > 0) {
     if (rows != R) return values_rows<T, kFetch, R - 1>(rows, weights, from, to, block, next, padded, out);
     constexpr int N = value_vectors(R);
@@ -744,7 +751,7 @@ struct Kept {
   }
 };
 
-// Scores that become weights on the way, as in `soften_fast`, of keys that are all seen; `worst` says whether one has leapt.
+// Scores that become weights on the way, as in `soften_fast`, of keys that are all seen; `worst` is how far one has leapt.
 struct Weighed {
   Factor<bf16>* weights;   // [rows][kWidth]
   float* mass;             // [rows][16], what the weights of this group add; written anew if `first`
@@ -761,7 +768,7 @@ struct Weighed {
       f32x16 total = begins ? f32x16{} : load(mass + r * 16);
       for (int p = 0; p < P; p++) {
         const f32x16 y = sum[r][p] * factor - broadcast(shift[r]);
-        largest = vmax(largest, y);
+        largest = vmax(y, largest);   // in this order: where y is a NaN, what was largest before stays
         const f32x16 e = rough_exp2(y);
         store(weights + r * kWidth + (tile + p) * kTile, e);
         total = total + e;
@@ -773,7 +780,8 @@ struct Weighed {
 };
 
 // Rows [row, row + count), at most kRows, meet a group of which they see every key: weights without scores that are written and
-// read again. Returns false where one of the scores leaps over its row's peak; the weights are then useless.
+// read again. Returns false where one of the scores leaps over its row's peak, as every one does in a row without a peak; the
+// weights are then useless.
 template <class Keys>
 inline bool weigh(Queries<bf16>& q, int row, int count, int to, Part part, Keys&& keys, float scaling) {
   alignas(64) float shift[kRows], mass[kRows * 16];
@@ -794,10 +802,10 @@ inline bool weigh(Queries<bf16>& q, int row, int count, int to, Part part, Keys&
 }
 
 // Rows [row, row + count), at most kRows, meet a group: `keys` and `values` are its blocks and those behind it. With `plain`,
-// every row sees every key and has a peak already.
+// every row sees every key, and the first has a peak already.
 template <class T, class Keys, class Values, class Soften>
-inline void meet(Queries<T>& q, int row, int count, int from, int to, Part part, bool plain, const LayerAttention& settings, Keys&& keys,
-                 Values&& values, Soften&& soften) {
+inline void meet(Queries<T>& q, int row, int count, int from, int to, Part part, bool plain, const LayerAttention& settings,
+                 Keys&& keys, Values&& values, Soften&& soften) {
   const Factor<T>* these = q.q + q.place(row, 0);
   float* results = q.results + static_cast<size_t>(row) * q.padded;
 #if defined(__AMX_BF16__)

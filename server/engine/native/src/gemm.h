@@ -91,7 +91,7 @@ class Linear {
 // A block multiplies `rows` rows of activations with `panels` panels and leaves float results in out[row][kColumns].
 
 // What is fetched into the second-level cache while a block of the first rows multiplies: its share of the pair of panels that
-// comes next. `step` elements of each panel for every two products, 0 where nothing is left to fetch.
+// comes next. `step` elements of each panel for every pair of products (of floats: for every one), 0 where others fetch.
 template <class T>
 struct Ahead {
   const T* weights;
