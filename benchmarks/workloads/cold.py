@@ -21,7 +21,7 @@ CLIENTS = 16
 LOADS = 20
 """Adapters a second."""
 
-SECONDS, QUICK_SECONDS = 8, 2
+SECONDS, QUICK_SECONDS = 6, 2
 
 
 def run(bench: Bench) -> Findings:

@@ -18,26 +18,26 @@ TRANSFORMERS_AIM = 2.0
 
 
 def run_peft(bench: Bench) -> Findings:
-    """32 requests over 16 soft prompts, to PEFT one at a time; and once more with those of one adapter in a batch."""
+    """32 requests over 16 soft prompts, to PEFT one at a time; and 16 over 8 with those of one adapter in a batch."""
     recipes = [Recipe(f"peft-{i}", VIRTUAL_TOKENS, i) for i in range(ADAPTERS)]
     bench.workshop.publish(bench.store, recipes)
     folders = bench.folder / "peft"
     for recipe in recipes:
         bench.workshop.write(folders / recipe.name, recipe)
 
-    count = 4 if bench.options.quick else CLIENTS
-
-    def asks(kind: str, turn: int) -> list[Ask]:
+    def asks(kind: str, count: int, turn: int) -> list[Ask]:
         """No prompt comes twice, not even in the other comparison: a server may reuse what it has computed."""
         prompts = bench.prompts(count, PROMPT, kind, turn)
-        return [Ask(prompt, adapter=recipes[i % ADAPTERS].name) for i, prompt in enumerate(prompts)]
+        adapters = ADAPTERS if kind == "peft" else count // 2
+        return [Ask(prompt, adapter=recipes[i % adapters].name) for i, prompt in enumerate(prompts)]
 
     found = Findings()
-    for kind, name, aim in (
-        ("peft", f"{count} requests, one at a time", PEFT_AIM),
-        ("peft-grouped", f"{count} requests, an adapter's in a batch", None),
+    for kind, count, name, aim in (
+        ("peft", CLIENTS, "one at a time", PEFT_AIM),
+        ("peft-grouped", CLIENTS // 2, "an adapter's in a batch", None),
     ):
-        turns = partial(asks, kind)
+        count = 4 if bench.options.quick else count
+        turns = partial(asks, kind, count)
         warm = [Ask(ask.prompt, WARM_TOKENS, ask.adapter) for ask in turns(-1)]
         peer = start_library(kind, bench.model, bench.folder, folders)
         try:
@@ -45,7 +45,7 @@ def run_peft(bench: Bench) -> Findings:
             peer.measure(warm[:2])
             ours = bench.side(bench.ours(), turns, CLIENTS, warm=warm)
             theirs = Side(kind, lambda turn, peer=peer, turns=turns: peer.measure(turns(turn)))  # type: ignore[misc]
-            found.comparisons.append(bench.compare(name, ours, theirs, repeats=1, target=aim))
+            found.comparisons.append(bench.compare(f"{count} requests, {name}", ours, theirs, repeats=1, target=aim))
         finally:
             peer.stop()
     return found
@@ -63,6 +63,6 @@ def run_transformers(bench: Bench) -> Findings:
         peer.measure([Ask(ask.prompt, WARM_TOKENS) for ask in asks(-1)])
         theirs = Side("generate_batch", lambda turn: peer.measure(asks(turn)))
         ours = bench.side(bench.ours(), asks, CLIENTS)
-        return Findings([bench.compare("32 requests", ours, theirs, repeats=3, target=TRANSFORMERS_AIM)])
+        return Findings([bench.compare("32 requests", ours, theirs, repeats=2, target=TRANSFORMERS_AIM)])
     finally:
         peer.stop()

@@ -12,7 +12,7 @@ from benchmarks.servers import Server
 SHARES = (0.25, 0.5, 0.75, 1.0)
 """Offered loads, as shares of what our server finishes when 64 clients never pause."""
 
-SECONDS, QUICK_SECONDS = 10.0, 3.0
+SECONDS, QUICK_SECONDS = 8.0, 3.0
 KEPT_UP = 0.85
 """A server that finishes less than this share of what is offered is saturated, and is offered no more."""
 

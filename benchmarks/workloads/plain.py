@@ -12,7 +12,7 @@ AIMS = {1: 1.4, 8: 1.5, 32: 1.3, 64: 1.3}
 ROUNDS = {1: 2, 8: 2, 32: 2, 64: 2}
 """Requests that each client sends in a turn."""
 
-REPEATS = {1: 3, 8: 4, 32: 4, 64: 3}
+REPEATS = 3
 
 FIRST_TOKEN_CLIENTS = 32
 
@@ -29,7 +29,7 @@ def run(bench: Bench) -> Findings:
 
         sides = [bench.side(server, asks, clients) for server in (ours, vllm)]
         name = f"{clients} client{'s' if clients > 1 else ''}"
-        found.comparisons.append(bench.compare(name, *sides, repeats=REPEATS[clients], target=aim))
+        found.comparisons.append(bench.compare(name, *sides, repeats=REPEATS, target=aim))
         if clients == FIRST_TOKEN_CLIENTS:
             found.figures.append(_first_token(found.comparisons[-1]))
     return found

@@ -28,10 +28,10 @@ constexpr int kItemTokens = 16;    // tokens of a work item: times the query hea
 constexpr int kLong = 128;         // tokens from which a prefix is long: better read seldom than cut fairly
 #if defined(WAYBILL_HALVES)
 constexpr int kRows = 20;          // of these meet a group at once, so that all of it stays in the first-level cache
-#elif defined(WAYBILL_WIDENS)
-constexpr int kRows = 48;          // as many as an item of three query heads has: keys are widened once
+#elif defined(__AVX512F__) && !defined(__AMX_BF16__)
+constexpr int kRows = 48;          // as many as an item of three query heads has: a group comes from the second-level cache once
 #else
-constexpr int kRows = 16;
+constexpr int kRows = 16;          // a tile's
 #endif
 constexpr float kNever = -std::numeric_limits<float>::infinity();
 
