@@ -9,7 +9,7 @@ from benchmarks.results import Comparison, Figure, Findings, median_of
 AIMS = {1: 1.4, 8: 1.5, 32: 1.3, 64: 1.3}
 """The ratio that is aimed at, by the number of clients."""
 
-ROUNDS = {1: 2, 8: 2, 32: 2, 64: 2}
+ROUNDS = 2
 """Requests that each client sends in a turn."""
 
 REPEATS = 3
@@ -22,7 +22,7 @@ def run(bench: Bench) -> Findings:
     ours, vllm = bench.ours(), bench.vllm()
     found = Findings()
     for clients, aim in AIMS.items():
-        count = clients * (1 if bench.options.quick else ROUNDS[clients])
+        count = clients * (1 if bench.options.quick else ROUNDS)
 
         def asks(turn: int, count: int = count) -> list[Ask]:
             return [Ask(prompt) for prompt in bench.prompts(count, PROMPT, "plain", count, turn)]

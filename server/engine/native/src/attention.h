@@ -171,32 +171,21 @@ void write_kv(const AttentionPlan& plan, const KVMemory& memory, int layer, int 
 // ------------------------------------------------------------------------------------------------------ small products
 // Keys and values come from memory, one block after another at addresses that a processor does not foresee, so what is met next
 // is fetched. Of few rows, the first turn fetches the next block's keys while it meets keys, and its values while it meets values. Of
-// many, each turn that meets a block's keys fetches its share of both, `step` elements on for every vector of keys: of the block
-// that is met next, or of one a group ahead where these rows are one part of several. All goes to the second-level cache: a
-// processor has far more of its misses in flight than of the first-level cache's.
-template <class T>
-struct Coming {
-  const T* lines = nullptr;
-  size_t apart = 0, step = 0;
-
-  // Keys, a tile at a time, of the block `next`.
-  static Coming keys(const T* next, int padded) { return {next, static_cast<size_t>(padded) * kTile, kLine}; }
-
-  // The share of turn `turn` of `turns` in the block `next`.
-  static Coming share(const T* next, int padded, int turn, int turns) {
-    const size_t part = static_cast<size_t>(padded) * kBlock;
-    return {next + part * turn / turns, part, (2 * kLine + turns - 1) / turns};
-  }
-
-  static Coming nothing(const T* here) { return {here, 0, 0}; }
-
-  void fetch(int part, int line) const { __builtin_prefetch(lines + part * apart + line * step, 0, 2); }
-
- private:
-  static constexpr size_t kLine = 64 / sizeof(T);
-};
-
+// many, each turn that meets a block's keys fetches its share of both: of the block that is met next, or of one a group ahead where
+// these rows are one part of several.
 constexpr int kFewRows = 12;
+template <class T> constexpr size_t kLine = 64 / sizeof(T);
+
+// A block's keys, a tile a part.
+template <class T>
+Ahead<T> keys_of(const T* block, int padded) { return {block, static_cast<size_t>(padded) * kTile, kLine<T>}; }
+
+// The share of turn `turn` of `turns` in a block, its keys one part and its values the other.
+template <class T>
+Ahead<T> share_of(const T* block, int padded, int turn, int turns) {
+  const size_t part = static_cast<size_t>(padded) * kBlock;
+  return {block + part * turn / turns, part, (2 * kLine<T> + turns - 1) / turns};
+}
 
 template <bool kFetch, class T>
 inline void fetch(const T* p) { if constexpr (kFetch) __builtin_prefetch(p, 0, 2); }
@@ -240,7 +229,7 @@ size_t place_of_query(int r, int d, int stride) {
 // Scores of R queries [R][padded] against a block of 32 keys, P tiles at a time, for `out(first tile, scores [R][P])`.
 #if defined(__AVX512BF16__)
 template <int R, int P, class Out>
-inline void scores_of(const bf16* q, int, const bf16* keys, const Coming<bf16>& coming, int padded, Out&& out) {
+inline void scores_of(const bf16* q, int, const bf16* keys, const Ahead<bf16>& ahead, int padded, Out&& out) {
   static_assert(P == 2);
   f32x16 sum[R][P];
   for (int r = 0; r < R; r++) sum[r][0] = sum[r][1] = f32x16{};
@@ -249,7 +238,7 @@ inline void scores_of(const bf16* q, int, const bf16* keys, const Coming<bf16>& 
     __m512bh key[P];
     for (int t = 0; t < P; t++) {
       key[t] = (__m512bh)_mm512_loadu_si512(keys + t * tile + static_cast<size_t>(p) * 2 * kTile);
-      coming.fetch(t, p);
+      ahead.fetch(t, p);
     }
 #pragma GCC unroll 16
     for (int r = 0; r < R; r++) {
@@ -263,7 +252,7 @@ inline void scores_of(const bf16* q, int, const bf16* keys, const Coming<bf16>& 
 }
 #else
 template <int R, int P, class Source, class Out>
-inline void scores_of(const float* queries, int stride, const Source& keys, const Coming<bf16>& coming, int padded, Out&& out) {
+inline void scores_of(const float* queries, int stride, const Source& keys, const Ahead<bf16>& ahead, int padded, Out&& out) {
   const size_t tile = static_cast<size_t>(padded) * kTile;
   for (int t = 0; t < 2; t += P) {
     const float* q = queries;
@@ -276,7 +265,7 @@ inline void scores_of(const float* queries, int stride, const Source& keys, cons
       f32x16 key[P];
       for (int p = 0; p < P; p++) {
         key[p] = keys.first(line + p * tile);
-        coming.fetch(t + p, d / 2);
+        ahead.fetch(t + p, d / 2);
       }
 #pragma GCC unroll 16
       for (int r = 0; r < R; r++) {
@@ -300,7 +289,7 @@ inline void scores_of(const float* queries, int stride, const Source& keys, cons
 
 // Sums 32 products at a time before it adds them up, as linear layers do.
 template <int R, int P, class Out>
-inline void scores_of(const float* queries, int stride, const float* keys, const Coming<float>& coming, int padded, Out&& out) {
+inline void scores_of(const float* queries, int stride, const float* keys, const Ahead<float>& ahead, int padded, Out&& out) {
   const size_t tile = static_cast<size_t>(padded) * kTile;
   for (int t = 0; t < 2; t += P, keys += P * tile) {
     const float* q = queries;
@@ -316,7 +305,7 @@ inline void scores_of(const float* queries, int stride, const float* keys, const
         f32x16 key[P];
         for (int p = 0; p < P; p++) {
           key[p] = load(keys + p * tile + static_cast<size_t>(d) * kTile);
-          coming.fetch(t + p, d);
+          ahead.fetch(t + p, d);
         }
 #pragma GCC unroll 16
         for (int r = 0; r < R; r++) {
@@ -438,11 +427,11 @@ constexpr int value_vectors(int) { return 1; }
 #endif
 
 template <class T, int R = kScoreRows, class Source, class Out>
-inline void scores_rows(int rows, const Factor<T>* q, int stride, const Source& keys, const Coming<T>& coming, int padded,
+inline void scores_rows(int rows, const Factor<T>* q, int stride, const Source& keys, const Ahead<T>& ahead, int padded,
                         Out&& out) {
   if constexpr (R > 0) {
-    if (rows == R) scores_of<R, score_tiles(R)>(q, stride, keys, coming, padded, out);
-    else scores_rows<T, R - 1>(rows, q, stride, keys, coming, padded, out);
+    if (rows == R) scores_of<R, score_tiles(R)>(q, stride, keys, ahead, padded, out);
+    else scores_rows<T, R - 1>(rows, q, stride, keys, ahead, padded, out);
   }
 }
 
@@ -458,9 +447,9 @@ inline void values_rows(int rows, const Factor<T>* weights, int from, int to, Bl
   }
 }
 
-// Calls body(first row, number of rows, turn) until all rows had their turn, at most `most` in each.
 inline int turns_of(int rows, int most) { return (rows + most - 1) / most; }
 
+// Calls body(first row, number of rows, turn) until all rows had their turn, at most `most` in each.
 template <class Body>
 inline void in_turns(int rows, int most, Body&& body) {
   const int turns = turns_of(rows, most);
@@ -492,16 +481,16 @@ struct Part {
 template <class T, class BlockOf, class Give>
 void all_scores(int rows, const Factor<T>* q, int stride, int padded, int from, int to, Part part, BlockOf&& block, float* wide,
                 Give&& give) {
-  const int turns = turns_of(rows, kScoreRows), ahead = part.count == 1 ? 1 : to - from;
+  const int turns = turns_of(rows, kScoreRows), distance = part.count == 1 ? 1 : to - from;
   for (int j = from; j < to; j++) {
-    const T *these = block(j), *next = block(j + ahead);
+    const T *these = block(j), *next = block(j + distance);
     in_turns(rows, kScoreRows, [&](int r, int count, int turn) {
-      const auto coming = !part.few(rows) ? Coming<T>::share(next, padded, part.index * turns + turn, part.count * turns)
-                          : turn == 0     ? Coming<T>::keys(next, padded)
-                                          : Coming<T>::nothing(these);
+      const auto ahead = !part.few(rows) ? share_of(next, padded, part.index * turns + turn, part.count * turns)
+                         : turn == 0     ? keys_of(next, padded)
+                                         : Ahead<T>{these, 0, 0};
       read_in_turn(these, turn, turns, wide, [&](const auto& keys) {
         give(r, j, [&](auto&& out) {
-          scores_rows<T>(count, q + place_of_query<T>(r, 0, stride), stride, keys, coming, padded, out);
+          scores_rows<T>(count, q + place_of_query<T>(r, 0, stride), stride, keys, ahead, padded, out);
         });
       });
     });

@@ -90,18 +90,7 @@ class Linear {
 // ---------------------------------------------------------------------------------------------- blocks of results
 // A block multiplies `rows` rows of activations with `panels` panels and leaves float results in out[row][kColumns].
 
-// What is fetched into the second-level cache while a block of the first rows multiplies: its share of the pair of panels that
-// comes next. `step` elements of each panel for every pair of products (of floats: for every one), 0 where others fetch.
-template <class T>
-struct Ahead {
-  const T* weights;
-  size_t panel_step, step;
-
-  // What is fetched while the panels from `panel` on are multiplied.
-  Ahead of(int panel) const { return {weights + panel * panel_step, panel_step, step}; }
-
-  void fetch(int panel, int pair) const { __builtin_prefetch(weights + panel * panel_step + pair * step, 0, 2); }
-};
+// While a block of the first rows multiplies, each turn fetches its share of the pair of panels that comes next.
 
 #if defined(__AVX512BF16__)
 template <int R, int P>

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cmath>
+#include <cstddef>
 #include <cstdint>
 #include <cstring>
 
@@ -385,6 +386,19 @@ inline To rounded(float x) {
 
 // The compiler reads again what it needs of memory after this, rather than keep it: where there are no registers left.
 inline void forget_memory() { asm volatile("" : : : "memory"); }
+
+// What is fetched while something else is computed: parts of it at a time, `step` elements on with every line that is met. To the
+// second-level cache: a processor has far more of its misses in flight than of the first-level cache's.
+template <class T>
+struct Ahead {
+  const T* lines;
+  size_t apart, step;   // elements between two parts, and between two lines; nothing is fetched with a step of 0
+
+  // What is fetched while the parts from `part` on are met.
+  Ahead of(int part) const { return {lines + part * apart, apart, step}; }
+
+  void fetch(int part, int line) const { __builtin_prefetch(lines + part * apart + line * step, 0, 2); }
+};
 
 // x times the logistic function of x.
 inline f32x16 silu(f32x16 x) { return x / (1.f + exp(-x)); }
